@@ -71,8 +71,8 @@ class DeltaSink(SinkModel):
             raise JobError(("sink", "delta"), "needs the package deltalake", "pip install 'rowmill[delta]'") from exc
         folder = TableFolder(self.delta, workspace, "delta")
         if refused := _REFUSED_IN_PATHS.search(folder.root):
-            found = f"Delta Lake cannot keep tables at a path with {refused[0]}"
-            raise DataError(folder.root, found, "choose another path")
+            found = f"Delta Lake cannot keep tables at a path with {refused[0]}, as {folder.root} is"
+            raise DataError(("sink", "delta"), found, "choose another path")
         return DeltaTables(folder, shape)
 
 
@@ -99,6 +99,7 @@ class DeltaTables:
         return FILES
 
     def exists(self) -> bool:
+        self._folder.check()
         with self._delta_errors():
             results = self._open("results")
             # An interrupted first build leaves the empty table that it was to replace.

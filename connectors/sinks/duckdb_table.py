@@ -37,6 +37,8 @@ from connectors.tables.schemas import failure_names, missing_usage_columns, usag
 FIRST_WAIT_SECONDS = 0.05
 """Before a file that another program holds is tried again; doubled each time."""
 MAX_WAIT_SECONDS = 1.0
+WHERE = ("sink", "duckdb")
+"""The sink's key in the job file."""
 LAYOUT = 1
 """Version of the schema `rowmill` in the file."""
 MARKS = {"table_name": "varchar", "ledger": "varchar", "writer": "bigint", "first": "bigint", "last": "bigint"}
@@ -74,7 +76,8 @@ class DuckdbSink(SinkModel):
         path = Path(os.path.abspath(workspace / self.duckdb))  # noqa: PTH100 - Path.resolve would follow links
         if "?" in str(path):
             # DuckDB takes the rest for options, and puts the write-ahead log elsewhere.
-            raise DataError(path, "DuckDB cannot keep a file at a path with a question mark", "choose another path")
+            found = f"DuckDB cannot keep a file at a path with a question mark, as {path} is"
+            raise DataError(WHERE, found, "choose another path")
         return DuckdbTables(self.duckdb, path, self.table, shape, longest_hold, self.files_prefix)
 
 
@@ -118,8 +121,8 @@ class DuckdbTables:
 
     def check(self, fresh: bool) -> None:
         if self._path.is_dir():
-            raise path_occupied(self._name, self._path, "a folder")
-        check_folder(self._name, self._path.parent)
+            raise path_occupied(WHERE, self._path, "a folder")
+        check_folder(WHERE, self._path.parent)
         if not self._path.exists():
             return
         with self._connection() as db:

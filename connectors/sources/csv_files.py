@@ -77,11 +77,11 @@ class CsvSource(FilesModel):
     def _single_character(cls, text: str | None) -> str | None:
         character = "\t" if text == "\\t" else text
         if character is not None and (len(character) != 1 or character in "\r\n"):
-            raise ValueError("must be one character")
+            raise FieldError("must be one character", 'write one, such as a semicolon in quotes: ";"')
         return character
 
     def paths(self, facts: SourceContext) -> tuple[Path, ...]:
-        return input_files(self.csv, facts.workspace, SUFFIXES)
+        return input_files(self.csv, facts.workspace, SUFFIXES, ("source", "csv"))
 
     def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceContext) -> OpenedSource:
         others: list[str] = []

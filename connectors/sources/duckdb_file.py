@@ -8,7 +8,7 @@ from duckdb import DuckDBPyConnection, Error
 from pydantic import Field, model_validator
 
 from connectors.contracts import OpenedSource, SourceContext, SourceModel
-from connectors.errors import DataError, JobError, did_you_mean
+from connectors.errors import DataError, FieldError, JobError, did_you_mean
 from connectors.sources.column_types import materialize
 from connectors.sql import (
     USER_QUERY_MEMORY_LIMIT,
@@ -18,6 +18,7 @@ from connectors.sql import (
     lock_down,
     query_connection,
 )
+from connectors.storage.input_files import missing_file
 
 TAKEN_NAMES = frozenset({"main", "temp", "system", "memory", "information_schema", "pg_catalog"})
 """Names of DuckDB's own databases and schemas."""
@@ -33,15 +34,13 @@ class DuckdbSource(SourceModel):
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
         if (self.table is None) == (self.query is None):
-            raise ValueError("needs one of table and query")
+            raise FieldError("needs one of table and query", "write table: NAME, or query: SELECT ...")
         return self
 
     def paths(self, facts: SourceContext) -> tuple[Path, ...]:
         path = Path(os.path.abspath(facts.workspace / self.duckdb))  # noqa: PTH100 - Path.resolve would follow links
         if not path.is_file():
-            raise DataError(
-                self.duckdb, "no file is there", f"check the path, relative ones start at {facts.workspace}"
-            )
+            raise missing_file(("source", "duckdb"), self.duckdb, facts.workspace)
         return (path,)
 
     def connect(self, connection: DuckDBPyConnection, facts: SourceContext) -> OpenedSource:
@@ -53,8 +52,8 @@ class DuckdbSource(SourceModel):
                 db.execute(f"attach {literal(path)} as {identifier(catalog)} (read_only, type duckdb)")
             except Error as exc:
                 raise DataError(
-                    path,
-                    f"cannot be opened ({first_line(exc)})",
+                    ("source", "duckdb"),
+                    f"{self.duckdb} cannot be opened ({first_line(exc)})",
                     "close the program that writes to it, or check that it is a DuckDB file",
                 ) from exc
             db.execute(f"use {identifier(catalog)}")

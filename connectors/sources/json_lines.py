@@ -67,7 +67,7 @@ class JsonlSource(FilesModel):
     )
 
     def paths(self, facts: SourceContext) -> tuple[Path, ...]:
-        return input_files(self.jsonl, facts.workspace, SUFFIXES)
+        return input_files(self.jsonl, facts.workspace, SUFFIXES, ("source", "jsonl"))
 
     def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceContext) -> OpenedSource:
         others: list[str] = []

@@ -34,7 +34,7 @@ class ParquetSource(FilesModel):
 
     def _files(self, facts: SourceContext) -> tuple[Path, ...]:
         folders = input_folders(self.parquet, facts.workspace)
-        return live_files(input_files(self.parquet, facts.workspace, SUFFIXES), folders)
+        return live_files(input_files(self.parquet, facts.workspace, SUFFIXES, ("source", "parquet")), folders)
 
     def connect(self, connection: duckdb.DuckDBPyConnection, facts: SourceContext) -> OpenedSource:
         others: list[str] = []

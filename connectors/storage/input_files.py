@@ -17,22 +17,32 @@ MAX_NAMED_FILES = 5
 """In a warning."""
 
 
-def input_files(patterns: str | Iterable[str], workspace: Path, suffixes: tuple[str, ...]) -> tuple[Path, ...]:
+def input_files(
+    patterns: str | Iterable[str], workspace: Path, suffixes: tuple[str, ...], where: KeyPath
+) -> tuple[Path, ...]:
     """Return absolute paths, each once, sorted by name; DataError for a pattern that names no file. URLs are skipped.
 
     A pattern that is the name of a file means this file, whatever characters it contains. A folder names the files
     below it that end in one of the suffixes, in upper or lower case, compressed or not, except hidden files and folders
     and those whose name begins with an underscore.
+
+    `where`: the key of the job file with the patterns.
     """
     names: set[str] = set()
     for pattern, place in _local_places(patterns, workspace):
         files = _files_at(place, suffixes)
         if not files and place.is_dir():
-            raise DataError(pattern, f"no file in the folder ends in {', '.join(suffixes)}", "name a file, or a glob")
+            found = f"{pattern}: no file in the folder ends in {', '.join(suffixes)}"
+            raise DataError(where, found, "name a file, or a glob")
         if not files:
-            raise DataError(pattern, "no file is there", f"check the path, relative ones start at {workspace}")
+            raise missing_file(where, pattern, workspace)
         names.update(files)
     return tuple(Path(name) for name in sorted(names))
+
+
+def missing_file(where: KeyPath, path: str, workspace: Path) -> DataError:
+    """Return the error for a path or glob of the job file, at the key `where`, that names no file."""
+    return DataError(where, f"{path}: no file is there", f"check the path, relative ones start at {workspace}")
 
 
 def input_folders(patterns: str | Iterable[str], workspace: Path) -> tuple[Path, ...]:
@@ -74,7 +84,7 @@ def input_objects(
             object_store.check_installed(where)
             objects = object_store.objects_at(pattern, suffixes, others)
             if not objects:
-                raise DataError(pattern, "no object is there", "check the URL")
+                raise DataError(where, f"{pattern}: no object is there", "check the URL")
             by_url.update((one.url, one) for one in objects)
     return tuple(by_url[url] for url in sorted(by_url))
 
@@ -107,7 +117,8 @@ def downloaded_objects(objects: Iterable[StoredObject], scratch: Path) -> Iterat
             urls[path] = one.url
         yield copies
     except DataError as exc:
-        raise DataError(*(copies.replace_paths(str(part)) for part in (exc.where, exc.found, exc.remedy))) from exc
+        where = exc.where if isinstance(exc.where, tuple) else copies.replace_paths(str(exc.where))
+        raise DataError(where, *map(copies.replace_paths, (exc.found, exc.remedy))) from exc
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

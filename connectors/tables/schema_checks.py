@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from connectors.contracts import TableShape
-from connectors.errors import DataError, JobError
+from connectors.errors import DataError, JobError, KeyPath
 
 MAX_LISTED_COLUMNS = 12
 """In a message."""
@@ -84,16 +84,16 @@ def column_types(schema: pa.Schema) -> dict[str, str]:
     return {field.name: str(field.type).replace("list<element: ", "list<item: ") for field in schema}
 
 
-def check_folder(sink: str, folder: Path) -> None:
-    """DataError if the folder, or one above it, is a file."""
+def check_folder(where: KeyPath, folder: Path) -> None:
+    """DataError if the folder, or one above it, is a file. `where`: the sink's key in the job file."""
     existing = next((path for path in (folder, *folder.parents) if path.exists()), None)
     if existing is not None and not existing.is_dir():
-        raise path_occupied(sink, existing, "a file")
+        raise path_occupied(where, existing, "a file")
 
 
-def path_occupied(sink: str, path: Path, kind: str) -> DataError:
-    """Return the error for a path that is something else. `kind`: what it is, such as `a file`."""
-    return DataError(sink, f"{path} is {kind}", "choose another path")
+def path_occupied(where: KeyPath, path: Path, kind: str) -> DataError:
+    """Return the error for a sink's path that is something else. `kind`: what it is, such as `a file`."""
+    return DataError(where, f"{path} is {kind}", "choose another path")
 
 
 def _column_list(columns: Sequence[tuple[str, str]]) -> str:

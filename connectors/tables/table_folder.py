@@ -30,9 +30,10 @@ class TableFolder:
     def __init__(self, path: str, workspace: Path, kind: str) -> None:
         """JobError if the packages for an object store are missing. `kind`: of sink, as the job file names it."""
         self.name = path
+        self._where = ("sink", kind)
         self.is_remote = object_store.is_url(path)
         if self.is_remote:
-            object_store.check_installed(("sink", kind))
+            object_store.check_installed(self._where)
             self.root = object_store.normalize_url(path)
         else:
             self.root = os.path.abspath(workspace / path)  # noqa: PTH100 - Path.resolve would follow links
@@ -46,7 +47,7 @@ class TableFolder:
     def check(self) -> None:
         """DataError if a table's folder, or one above it, is a file. An object never conflicts with those below it."""
         for table in () if self.is_remote else TABLES:
-            check_folder(self.name, Path(self.root, table))
+            check_folder(self._where, Path(self.root, table))
 
     def create(self) -> None:
         """Create the folder of media files; an object store needs none."""

@@ -25,7 +25,7 @@ def validate_command(jobs: tuple[str, ...]) -> int:
     from pipelines.config.job_graph import load_jobs, sort_jobs
     from pipelines.execution.invocation import check_before_run
     from pipelines.preparation.job_warnings import job_warnings, missing_file_warnings
-    from pipelines.preparation.prepared_job import prepare_job, with_location
+    from pipelines.preparation.prepared_job import prepare_job
     from pipelines.preparation.schema_evolution import schema_refusal, sink_types
     from pipelines.reporting.status_queries import existing_ledger
 
@@ -45,9 +45,8 @@ def validate_command(jobs: tuple[str, ...]) -> int:
                     closing.callback(ledger.close)
                 ready = closing.enter_context(prepare_job(loaded, ledger, sink_types=sink_types))
                 check_before_run(ready)
-                with with_location(loaded):
-                    # Every row goes through `where` once.
-                    ready.selection.counts()
+                # Every row goes through `where` once.
+                ready.selection.counts()
                 refused = schema_refusal(ready)
                 if refused is not None:
                     raise refused

@@ -23,7 +23,7 @@ from pipelines.ledger.rebuilt_tables import count_committed, rebuild
 from pipelines.maintenance.retention import drop_committed
 from pipelines.monitoring.json_log import print_problem
 from pipelines.preparation.job_warnings import job_warnings
-from pipelines.preparation.prepared_job import PreparedJob, pack_of, prepare_job, with_learned_facts, with_location
+from pipelines.preparation.prepared_job import PreparedJob, pack_of, prepare_job, with_learned_facts
 from pipelines.preparation.schema_evolution import (
     cast_tables,
     check_backfill,
@@ -196,8 +196,7 @@ def check_before_run(ready: PreparedJob) -> None:
     if ready.job.budget is not None or ready.workspace.budget is not None:
         check_budget(ready)
     check_audits(ready)
-    with with_location(ready.loaded):
-        ready.selection.check_keys()
+    ready.selection.check_keys()
 
 
 def _has_key_command(ready: PreparedJob) -> bool:

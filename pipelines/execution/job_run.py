@@ -47,7 +47,7 @@ from pipelines.limits.limit_leases import share_limits
 from pipelines.monitoring.bottleneck import TimeBreakdown
 from pipelines.monitoring.json_log import DEFECT_MESSAGE, print_problem
 from pipelines.monitoring.run_view import RunView
-from pipelines.preparation.prepared_job import PreparedJob, PreparedStep, with_location
+from pipelines.preparation.prepared_job import PreparedJob, PreparedStep
 from pipelines.pricing.prices import PICO, usd
 from pipelines.pricing.run_budget import RunBudget
 from pipelines.runtime.locks import lock_path, sink_lock_path
@@ -89,8 +89,7 @@ async def run_job(
     """
     job = ready.job
     counters = earlier or RunCounters()
-    with with_location(ready.loaded):
-        counts = ready.selection.counts(options.retried_classes or frozenset())
+    counts = ready.selection.counts(options.retried_classes or frozenset())
     counters.rows = counts.rows + len(ready.reader.rejects)
     counters.rows_ok = counters.rows_reused = counts.done
     counters.rows_failed = len(ready.reader.rejects) + counts.failed_before

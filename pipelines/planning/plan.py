@@ -18,7 +18,7 @@ from pipelines.monitoring.json_log import print_problem
 from pipelines.planning.dry_run import DryRun, StepEstimate, dry_run
 from pipelines.planning.prompt_order import constant_tokens_after_rows
 from pipelines.preparation.job_warnings import job_warnings
-from pipelines.preparation.prepared_job import PreparedJob, PreparedStep, prepare_job, with_location
+from pipelines.preparation.prepared_job import PreparedJob, PreparedStep, prepare_job
 from pipelines.preparation.schema_evolution import has_keys, schema_refusal, sink_types
 from pipelines.pricing.prices import usd
 from pipelines.runtime.services import open_workspace_ledger
@@ -159,9 +159,8 @@ def build_plan(loaded: LoadedJob) -> Plan:
             ready.sink if ready.job.sink.write != "replace" and has_keys(ready) else None,
             childless_rows(ledger, ready.job.name, ready.sink_name),
         )
-        with with_location(loaded):
-            ready.selection.check_keys()
-            counts = ready.selection.counts()
+        ready.selection.check_keys()
+        counts = ready.selection.counts()
         requested = counts.new + counts.changed + counts.rescued
         estimates = asyncio.run(dry_run(ready, ledger, requested))
         scale = requested / estimates.rows if estimates.rows else 0.0

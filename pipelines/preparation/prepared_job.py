@@ -223,6 +223,8 @@ def prepare_job(
 ) -> Iterator[PreparedJob]:
     """Open the source, settle its types, build steps and sink, and select rows; nothing is sent.
 
+    Errors in the block that begin with a key path get their file and line.
+
     Args:
         ledger: knows structured-output modes and embedding dimensions of earlier runs.
         local_url: address of the embedded provider, if a step uses it.
@@ -236,9 +238,12 @@ def prepare_job(
         DataError: the source cannot be read.
     """
     check_batch_delivery(loaded)
-    with scratch_folder(loaded.workspace.state) as scratch, contextlib.ExitStack() as closing:
-        with with_location(loaded):
-            reader = closing.enter_context(_open_source(loaded, scratch, {}, {}))
+    with (
+        with_location(loaded),
+        scratch_folder(loaded.workspace.state) as scratch,
+        contextlib.ExitStack() as closing,
+    ):
+        reader = closing.enter_context(_open_source(loaded, scratch, {}, {}))
         inputs = Inputs(loaded, _providers(loaded, local_url), scratch, exact_tokens, closing)
         ready = _assemble(inputs, reader, ledger)
         if loaded.job.sink.columns == "all" and (there := sink_columns(ready)):
@@ -253,8 +258,7 @@ def prepare_job(
             ready = _assemble(inputs, reader, ledger)
         if types:
             reader.close()
-            with with_location(loaded):
-                reader = closing.enter_context(_open_source(loaded, scratch, {} if reinfer_types else types, types))
+            reader = closing.enter_context(_open_source(loaded, scratch, {} if reinfer_types else types, types))
             ready = _assemble(inputs, reader, ledger)
         yield ready
 
@@ -336,25 +340,24 @@ def _assemble(inputs: Inputs, reader: SourceReader, ledger: ReadableLedger | Non
     used = _used_columns(every_step).intersection(reader.schema.names)
     files = {column for place in range(len(every_step)) for column in file_names(every_step, place)}
     files.intersection_update(reader.schema.names)
-    with with_location(loaded):
-        is_appending = job.sink.write == "append"
-        for step in every_step:
-            evaluated_columns, place = _evaluated_columns(step)
-            reader.check_fits(evaluated_columns.intersection(reader.schema.names), ("steps", step.model.name, place))
-        selection = select_rows(
-            reader,
-            used,
-            job.sink.columns,
-            _config_digest(every_step),
-            files,
-            is_appending,
-            inputs.every_column,
-            _quality_digest(steps),
-            _checked_columns(steps).intersection(reader.schema.names),
-            [field.name for step in stored if step.has_repairs for field in step.endpoint.fields],
-            child_index,
-            _child_columns(every_step, each),
-        )
+    is_appending = job.sink.write == "append"
+    for step in every_step:
+        evaluated_columns, place = _evaluated_columns(step)
+        reader.check_fits(evaluated_columns.intersection(reader.schema.names), ("steps", step.model.name, place))
+    selection = select_rows(
+        reader,
+        used,
+        job.sink.columns,
+        _config_digest(every_step),
+        files,
+        is_appending,
+        inputs.every_column,
+        _quality_digest(steps),
+        _checked_columns(steps).intersection(reader.schema.names),
+        [field.name for step in stored if step.has_repairs for field in step.endpoint.fields],
+        child_index,
+        _child_columns(every_step, each),
+    )
     key, carried = list(selection.key_schema), list(selection.carried_schema)
     if child_index is not None:
         key.append(pa.field(child_index, pa.int64()))
@@ -369,8 +372,7 @@ def _assemble(inputs: Inputs, reader: SourceReader, ledger: ReadableLedger | Non
         rungs=tuple(step.rung_field.name for step in stored if step.rung_field is not None),
         child_index=child_index,
     )
-    with with_location(loaded):
-        sink = job.sink.open(shape, loaded.workspace.folder, job.retry.longest_hold)
+    sink = job.sink.open(shape, loaded.workspace.folder, job.retry.longest_hold)
     return PreparedJob(inputs, reader, selection, every_step, shape, sink)
 
 

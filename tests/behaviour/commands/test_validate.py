@@ -38,6 +38,31 @@ def test_a_condition_that_breaks_on_a_row_is_refused_without_a_key_too(workspace
         assert line.startswith(f"{job}:2: source: Could not convert string 'a'")
 
 
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"source": "{csv: [rows.csv, no.csv], key: id}"}, "2: source.csv: no.csv: no file is there"),
+        ({"source": "{jsonl: 'no*.jsonl', key: id}"}, "2: source.jsonl: no*.jsonl: no file is there"),
+        ({"source": "{parquet: in, key: id}"}, "2: source.parquet: in: no file in the folder ends in .parquet"),
+        ({"source": "{duckdb: no.db, table: t, key: id}"}, "2: source.duckdb: no.db: no file is there"),
+        ({"source": "{duckdb: rows.csv, table: t, key: id}"}, "2: source.duckdb: rows.csv cannot be opened"),
+        ({"sink": "{parquet: rows.csv}"}, "4: sink.parquet: @/rows.csv is a file"),
+        ({"sink": "{duckdb: in, table: t}"}, "4: sink.duckdb: @/in is a folder"),
+    ],
+    ids=["file of a list", "glob", "folder", "no DuckDB file", "other file", "sink a file", "sink a folder"],
+)
+def test_a_path_that_cannot_be_used_is_named_with_the_line_and_the_key(
+    workspace: Workspace, cli: Cli, keys: dict[str, str], message: str
+) -> None:
+    workspace.csv(1)
+    (workspace.folder / "in").mkdir()
+    job = workspace.job(**keys)
+    for command in ("validate", "run"):
+        assert cli(command, job) == 2
+        (line,) = cli.err.splitlines()
+        assert line.startswith(f"{job}:{message.replace('@', str(workspace.folder))}")
+
+
 def test_a_model_without_a_price_under_a_budget_is_refused(workspace: Workspace, cli: Cli) -> None:
     workspace.csv(2)
     job = workspace.job(budget="{usd: 1}", steps=step("{{ text }}").replace("model: m", "model: unknown"))

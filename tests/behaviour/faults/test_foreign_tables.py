@@ -93,11 +93,15 @@ CASES: dict[str, tuple[str, Callable[[Path], None], str]] = {
         parquet_part("usage"),
         "out: its usage have id (int64), x (string), but this version",
     ),
-    "a file in place of the folder": ("parquet", file_of("out", b"x"), "out: @/out is a file; choose another path"),
+    "a file in place of the folder": (
+        "parquet",
+        file_of("out", b"x"),
+        "sink.parquet: @/out is a file; choose another path",
+    ),
     "a file in place of a table": (
         "parquet",
         file_of("out/results", b"x"),
-        "out: @/out/results is a file; choose another path",
+        "sink.parquet: @/out/results is a file; choose another path",
     ),
     "a part that is no Parquet": (
         "parquet",
@@ -152,7 +156,7 @@ CASES: dict[str, tuple[str, Callable[[Path], None], str]] = {
     ),
     "a text file": ("duckdb", file_of("r.duckdb", b"hello " * 3000), "r.duckdb: "),
     "a SQLite file": ("duckdb", sqlite_file, "r.duckdb: "),
-    "a folder": ("duckdb", folder_of("r.duckdb"), "r.duckdb: @/r.duckdb is a folder; choose another path"),
+    "a folder": ("duckdb", folder_of("r.duckdb"), "sink.duckdb: @/r.duckdb is a folder; choose another path"),
     "a Delta table of another program": (
         "delta",
         delta_table("results"),
@@ -195,8 +199,16 @@ CASES: dict[str, tuple[str, Callable[[Path], None], str]] = {
         "out: ",
     ),
     "a broken log": ("delta", file_of("out/results/_delta_log/00000000000000000000.json", b"{no"), "out: "),
-    "a file in place of the Delta folder": ("delta", file_of("out", b"x"), "out: @/out is a file; choose another path"),
-    "a file in place of a Delta table": ("delta", file_of("out/results", b"x"), "out: "),
+    "a file in place of the Delta folder": (
+        "delta",
+        file_of("out", b"x"),
+        "sink.delta: @/out is a file; choose another path",
+    ),
+    "a file in place of a Delta table": (
+        "delta",
+        file_of("out/results", b"x"),
+        "sink.delta: @/out/results is a file; choose another path",
+    ),
 }
 
 
@@ -236,7 +248,8 @@ def test_they_are_refused_with_one_line_and_not_changed(
     assert message in cli.err
     assert len(cli.err.splitlines()) == 1
     assert cli("run", job, "--quiet", *flags) == 2, cli.err
-    assert cli.err.startswith(message)
+    location = f"{job}:4: " if message.startswith("sink.") else ""
+    assert cli.err.startswith(f"{location}{message}")
     assert len(cli.err.splitlines()) == 1
     assert provider.seen == []
     assert listing(workspace.folder) == before

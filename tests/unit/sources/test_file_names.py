@@ -73,7 +73,9 @@ def test_a_folder_without_a_file_of_the_format_names_the_suffixes(
     tmp_path: Path, read_source: ReadSourceFixture, kind: str, suffixes: str
 ) -> None:
     write(tmp_path / "data/rows.txt", b"{}")
-    with pytest.raises(DataError, match=f"^data: no file in the folder ends in {suffixes}; name a file, or a glob$"):
+    with pytest.raises(
+        DataError, match=f"^source.{kind}: data: no file in the folder ends in {suffixes}; name a file, or a glob$"
+    ):
         read_source(kind, "data")
 
 

@@ -74,7 +74,7 @@ def test_a_usage_mismatch_suggests_another_sink_only() -> None:
 
 def test_a_file_at_or_above_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    check_folder("out", tmp_path / "new" / "deep")
+    check_folder(("sink", "parquet"), tmp_path / "new" / "deep")
     for folder in (tmp_path / "file", tmp_path / "file" / "deep"):
-        with pytest.raises(DataError, match=r"^out: .*file is a file; choose another path$"):
-            check_folder("out", folder)
+        with pytest.raises(DataError, match=r"^sink\.parquet: .*file is a file; choose another path$"):
+            check_folder(("sink", "parquet"), folder)
