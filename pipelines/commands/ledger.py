@@ -108,7 +108,8 @@ def prune_command(
     if result.documents:
         texts = format_count(result.documents, "text")
         deleted = f"{result.answers:,} answers, {result.commits:,} commit records and {texts} of documents"
-    click.echo(f"{would} {deleted}; {freed} {size}")
+    needed = f"; needs {format_bytes(result.needed_bytes)} of free disk meanwhile" if dry_run else ""
+    click.echo(f"{would} {deleted}; {freed} {size}{needed}")
 
 
 @ledger_command.command("export")

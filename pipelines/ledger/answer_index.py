@@ -10,6 +10,12 @@ import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+ANSWERS_TABLE = """
+create table {} (id integer primary key, fingerprint blob not null, leg integer not null,
+    request blob, reply blob, file text, error text, at integer not null)
+"""
+"""SQL of the table of answers, for a name."""
+
 MIN_TAIL = 20_000
 """Number of answers from which a small ledger is merged."""
 
@@ -33,6 +39,18 @@ LAST_ANSWER = (
 """SQL for the highest id that an answer has had. No id is used twice: those behind the last seen one are new."""
 
 _KEEP_LAST_ANSWER = f"insert or replace into meta values ('last_answer', {LAST_ANSWER})"
+
+_FILL_INDEX = "insert or replace into answer_index select fingerprint, id from answers order by fingerprint, id"
+
+MAX_KEPT_SHARE = 1 / 2
+"""If at most this share of all answers stays, they are copied and the table is dropped: deleting the others would take
+longer and write more."""
+
+DELETE_BATCH = 300_000
+"""Number of answers deleted at a time, with some 50 MB of memory: each time, most of the answer index is written."""
+
+DELETE_CACHE_KB = 32 << 10
+"""Memory for pages while answers are deleted; what is sorted beyond it spills to disk."""
 
 _DELETE = (
     # SQLite takes what follows `in` in its order: each page of the index is written once.
@@ -119,12 +137,53 @@ def delete_answers(db: sqlite3.Connection, ids: Iterable[int]) -> None:
     The more answers are deleted at a time, the fewer pages of the index are written for each.
     """
     db.execute("pragma temp_store = memory")
+    _delete_listed(db, "values (?)", zip(ids))
+
+
+def delete_selected(db: sqlite3.Connection, selection: str, values: Sequence[Any]) -> None:
+    """Delete the answers whose ids a `select` returns: in one transaction if few others stay, else some at a time.
+
+    `db`: in autocommit mode. Without `vacuum`, the file may still contain what was deleted.
+    """
+    db.execute(f"pragma cache_size = -{DELETE_CACHE_KB}")
+    # Otherwise all pages would be written with zeros.
+    db.execute("pragma secure_delete = off")
+    db.execute("create temp table selected (id integer primary key)")
+    db.execute(f"insert into temp.selected {selection}", values)
+    ((selected, answers),) = db.execute("select (select count(*) from temp.selected), (select count(*) from answers)")
+    if selected and answers - selected <= MAX_KEPT_SHARE * answers:
+        _keep_others(db)
+        return
+    last, batch = 0, "select id from temp.selected where id > ? order by id limit ?"
+    for _ in range(0, selected, DELETE_BATCH):
+        _delete_listed(db, batch, [(last, DELETE_BATCH)])
+        ((last,),) = db.execute("select max(id) from temp.deleted")
+
+
+def _delete_listed(db: sqlite3.Connection, ids: str, values: Iterable[Sequence[Any]]) -> None:
+    """Delete the answers whose ids a statement inserts, run once with each of the values."""
+    db.execute("drop table if exists temp.deleted")
     db.execute("create temp table deleted (id integer primary key)")
     db.execute("begin immediate")
-    db.executemany("insert into temp.deleted values (?)", zip(ids))
+    db.executemany(f"insert into temp.deleted {ids}", values)
     db.execute(_KEEP_LAST_ANSWER)
     for statement in _DELETE:
         db.execute(statement)
+    db.execute("commit")
+
+
+def _keep_others(db: sqlite3.Connection) -> None:
+    """Delete the answers in `temp.selected`: copy the others, drop the table and write the index again."""
+    db.execute("begin immediate")
+    db.execute(_KEEP_LAST_ANSWER)
+    db.execute(ANSWERS_TABLE.format("kept_answers"))
+    # Others may have been stored since the selection.
+    db.execute("insert into kept_answers select * from answers where id not in (select id from temp.selected)")
+    db.execute("drop table answers")
+    db.execute("alter table kept_answers rename to answers")
+    db.execute("delete from answer_tail")
+    db.execute("delete from answer_index")
+    db.execute(_FILL_INDEX)
     db.execute("commit")
 
 
@@ -135,7 +194,7 @@ def rebuild_lost_index(db: sqlite3.Connection) -> None:
         "coalesce((select min(id) from answer_tail), (select max(id) + 1 from answers)))"
     )
     if is_lost:
-        db.execute("insert or replace into answer_index select fingerprint, id from answers order by fingerprint, id")
+        db.execute(_FILL_INDEX)
 
 
 class IndexMerge:

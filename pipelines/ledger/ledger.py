@@ -18,7 +18,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipelines.ledger.answer_files import AnswerFiles
-from pipelines.ledger.answer_index import AnswerLookup, IndexMerge, delete_answers, rebuild_lost_index
+from pipelines.ledger.answer_index import (
+    AnswerLookup,
+    IndexMerge,
+    delete_answers,
+    delete_selected,
+    rebuild_lost_index,
+)
 from pipelines.ledger.entries import PendingExchange, SettledExchange, StoredAnswer
 from pipelines.ledger.free_space import DISK_FULL, FreeSpace, is_disk_full
 from pipelines.ledger.ledger_file import (
@@ -215,6 +221,12 @@ class Ledger:
         """Delete these answers in one transaction, committed on return: best many at a time."""
         with database_errors(self.path), closing(self._open_again()) as db:
             delete_answers(db, ids)
+
+    def delete_selected_answers(self, selection: str, values: Sequence[Any]) -> None:
+        """Delete the answers whose ids a `select` returns; a kill leaves all of them, some, or none. Vacuum afterwards:
+        until then the file may contain what was deleted."""
+        with database_errors(self.path), closing(self._open_again()) as db:
+            delete_selected(db, selection, values)
 
     # Runs, commits and other tables.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from connectors.errors import JobError, RowmillError, Stopped
+from pipelines.ledger.answer_index import ANSWERS_TABLE
 from pipelines.ledger.older_runs import older_runs
 
 _ADDED = """
@@ -115,11 +116,7 @@ create table modes (provider text not null, model text not null, structured text
 create table days (day text primary key, spent integer not null) without rowid;
 """
 
-_UNINDEXED_ANSWERS = """
-drop table answers;
-create table answers (id integer primary key, fingerprint blob not null, leg integer not null,
-    request blob, reply blob, file text, error text, at integer not null)
-"""
+_UNINDEXED_ANSWERS = f"drop table answers;{ANSWERS_TABLE.format('answers')}"
 """In a new file. That of an older one is altered by `_drop_unique_index`."""
 
 SCHEMA = f"{_FIRST}{_ADDED}{_SERVED};{_LAST_ANSWERS};{_PACKED_ANSWERS};{_CHILDREN};{_ANSWER_INDEX};{_UNINDEXED_ANSWERS}"

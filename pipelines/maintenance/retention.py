@@ -15,6 +15,7 @@ from connectors.errors import JobError
 from pipelines.config.workspace import Workspace
 from pipelines.config.yaml_reader import read_yaml
 from pipelines.ledger.answer_files import SHARED_FILE_BYTES_SQL, file_name
+from pipelines.ledger.answer_index import DELETE_BATCH
 from pipelines.ledger.ledger import Ledger, now_us
 from pipelines.ledger.projection import ANSWERS, decode_table
 from pipelines.ledger.rebuilt_tables import answers_of_failed_rows
@@ -22,8 +23,8 @@ from pipelines.pricing.prices import usd
 from pipelines.reporting.status_queries import iso_time
 from pipelines.runtime.locks import job_lock
 
-DELETE_BATCH = 300_000
-"""Number of answers deleted at a time, with some 50 MB of memory: each time, most of the answer index is written."""
+COPIES = 2
+"""Of what stays: `vacuum` writes it to a temporary file and to the write-ahead log."""
 
 LOOKUP_BATCH = 500
 """Number of answers looked up at a time."""
@@ -42,6 +43,8 @@ class PruneResult:
     """Texts of documents, which are read again if a step needs them."""
     freed_bytes: int
     """Reduction of the ledger, its files and the texts; in a dry run, the size of the answers and texts."""
+    needed_bytes: int
+    """Free space that it needs meanwhile for what stays in the ledger, which is written again."""
     protected_jobs: tuple[str, ...]
     """Jobs whose answers stay, because they have an open run."""
 
@@ -139,13 +142,12 @@ def prune(
         chosen = [job for job in (known if jobs is None else jobs) if job not in open_jobs]
         spared = tuple(sorted(open_jobs.intersection(known if jobs is None else jobs)))
         size_before = _total_bytes(ledger)
-        answers = freed = commits = 0
+        commits = 0
+        answers, in_rows, freed = _old_answers(ledger, chosen, before)
+        needed = COPIES * max(0, _ledger_bytes(ledger) - in_rows)
+        if answers and not dry_run:
+            ledger.delete_selected_answers(f"select a.id {_old_answers_sql(chosen)}", (*chosen, before))
         for job in chosen:
-            for old, nbytes in _old_answers(ledger, job, before):
-                answers += len(old)
-                freed += nbytes
-                if not dry_run:
-                    _delete(ledger, old)
             if not dry_run:
                 ledger.write(
                     "delete from packed_answers where at < ? and leg in (select id from legs where job = ?)",
@@ -155,7 +157,7 @@ def prune(
                 commits += _old_commits(ledger, job, before, dry_run)
         if not dry_run:
             for name, _ in list(ledger.files.names()):
-                # Written by a process that was killed before it was recorded in the ledger.
+                # Of answers that were just deleted, or written by a process that was killed before it recorded it.
                 if not _is_needed(ledger, name):
                     ledger.files.remove(name)
             ledger.write("vacuum")
@@ -165,7 +167,7 @@ def prune(
         # They belong to no job.
         if jobs is None:
             documents, document_bytes = prune_documents(workspace.documents, before / 1e6, dry_run)
-    return PruneResult(answers, commits, documents, max(0, freed) + document_bytes, spared)
+    return PruneResult(answers, commits, documents, max(0, freed) + document_bytes, needed, spared)
 
 
 def drop_committed(ledger: Ledger, job: str, sink_name: str, shape: TableShape, scratch: Path) -> int:
@@ -200,20 +202,19 @@ def drop_committed(ledger: Ledger, job: str, sink_name: str, shape: TableShape, 
     return dropped
 
 
-def _old_answers(ledger: Ledger, job: str, before: int) -> Iterator[tuple[list[tuple[int, str | None]], int]]:
-    """Yield ((id, file) of each, total bytes) of the job's older answers, a batch at a time."""
-    last = 0
-    while True:
-        rows = ledger.query(
-            "select a.id, a.file, coalesce(length(a.request), 0) + coalesce(length(a.reply), 0) from answers a "
-            "join legs l on l.id = a.leg where l.job = ? and a.at < ? and a.id > ? order by a.id limit ?",
-            (job, before, last, DELETE_BATCH),
-        )
-        if not rows:
-            return
-        last = rows[-1][0]
-        nbytes = sum(size if file is None else size + ledger.files.size(file) for _, file, size in rows)
-        yield [(answer, file) for answer, file, _ in rows], nbytes
+def _old_answers_sql(jobs: Sequence[str]) -> str:
+    """SQL of the older answers `a` of jobs; its values are these, and the time before which an answer is old."""
+    return f"from answers a join legs l on l.id = a.leg where l.job in ({','.join('?' * len(jobs))}) and a.at < ?"
+
+
+def _old_answers(ledger: Ledger, jobs: Sequence[str], before: int) -> tuple[int, int, int]:
+    """Return the number of the jobs' older answers, their bytes in the ledger, and these with those in files."""
+    chosen, values = _old_answers_sql(jobs), (*jobs, before)
+    ((count, in_rows),) = ledger.query(
+        f"select count(*), sum(coalesce(length(a.request), 0) + coalesce(length(a.reply), 0)) {chosen}", values
+    )
+    files = ledger.stream(f"select a.file {chosen} and a.file is not null", values)
+    return int(count), in_rows or 0, (in_rows or 0) + sum(ledger.files.size(file) for (file,) in files)
 
 
 def _old_commits(ledger: Ledger, job: str, before: int, dry_run: bool) -> int:

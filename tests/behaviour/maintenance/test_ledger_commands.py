@@ -62,6 +62,7 @@ def test_after_a_prune_rows_and_usage_stay_and_rebuild_refuses_to_lose_rows(
     cli.run(job)
     assert ledger(cli, workspace, "prune", "--job", "job", "--answers-only", "--dry-run") == 0
     assert cli.out.startswith("would delete 5 answers and 0 commit records; they take ")
+    assert cli.out.endswith(" of free disk meanwhile\n")
     assert sql(workspace, "select count(*) from answers") == [(5,)]
     assert ledger(cli, workspace, "prune", "--job", "job", "--answers-only") == 0
     assert cli.out.startswith("deleted 5 answers and 0 commit records; freed ")

@@ -137,6 +137,28 @@ async def test_deleted_answers_are_gone_and_their_ids_are_not_used_again(tmp_pat
     other.close()
 
 
+@pytest.mark.parametrize(("kept", "states"), [(5, [60, 5]), (40, [60, 53, 46, 40])], ids=["few stay", "most stay"])
+async def test_a_deletion_that_is_killed_at_any_moment_deletes_all_or_a_batch_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int, states: Sequence[int]
+) -> None:
+    monkeypatch.setattr(answer_index, "DELETE_BATCH", 7)
+    path = tmp_path / "ledger.sqlite"
+    filled(path, in_index=35, in_tail=25)
+    seen = []
+    selection = "select id from answers where id > ?"
+    for copy in as_killed(path, lambda db: answer_index.delete_selected(db, selection, [kept]), 100):
+        with closing(sqlite3.connect(copy)) as db:
+            ((count,),) = db.execute("select count(*) from answers").fetchall()
+        check(copy, [*range(kept), *range(kept + 60 - count, 60)])
+        seen.append(count)
+    assert list(dict.fromkeys(seen)) == states
+    ledger, route_id = opened(path)
+    await store(ledger, route_id, [60])
+    assert ledger.query("select max(id) from answers") == [(61,)]
+    ledger.close()
+    check(path, [*range(kept), 60])
+
+
 async def test_an_entry_without_its_answer_or_of_another_request_finds_nothing(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     ledger, route_id = opened(path)
