@@ -60,7 +60,7 @@ def try_command(
     """
     from pipelines.config.loaded_job import load_job
     from pipelines.experiments.combinations import parse_combinations
-    from pipelines.experiments.experiment import ExperimentOptions, run_experiment
+    from pipelines.experiments.experiment import ExperimentOptions, check_combination, run_experiment
     from pipelines.experiments.experiment_text import format_experiment, short_value
     from pipelines.experiments.promotion import promote as promotion_of
     from pipelines.experiments.promotion import write_promotion
@@ -73,6 +73,7 @@ def try_command(
             raise JobError(
                 f"--promote {promote}", f"there are {len(combinations):,} combinations", "write a lower number"
             )
+        check_combination(loaded, combinations[promote - 1])
         promotion = promotion_of(loaded, combinations[promote - 1])
         click.echo(promotion.diff or f"{job} has these settings already\n", nl=False)
         write_promotion(loaded, promotion)

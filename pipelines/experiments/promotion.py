@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -10,7 +10,8 @@ from typing import Any
 
 import orjson
 from ruamel.yaml import YAML
-from ruamel.yaml.nodes import CollectionNode, MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.nodes import CollectionNode, MappingNode, Node, SequenceNode
+from ruamel.yaml.util import load_yaml_guess_indent
 
 from connectors.errors import JobError, KeyPath
 from connectors.registry import SINKS
@@ -77,23 +78,66 @@ def _assignment(loaded: LoadedJob, setting: Setting) -> str:
 
 
 def _with_value(text: str, path: KeyPath, value: Any, shown: str) -> str:
-    """Replace one value in the text; a key that the file does not have is added by rewriting the file's YAML."""
+    """Write one value into the text, and change nothing else of it; if it cannot be done, rewrite the file's YAML."""
     nodes = list(_nodes(YAML().compose(text), path))
-    if len(nodes) == len(path) + 1 and isinstance(nodes[-1], ScalarNode) and not isinstance(value, dict | list):
-        edited = _replaced_scalar(text, nodes, value)
-        if _value_at(parse_yaml(edited, shown).values, path) == value:
-            return edited
+    edited = _replaced(text, nodes, value) if len(nodes) == len(path) + 1 else _added(text, nodes, path, value)
+    if edited is not None and _has_value(edited, path, value, shown):
+        return edited
     return _rewritten(text, path, value)
 
 
-def _replaced_scalar(text: str, nodes: list[Node], value: Any) -> str:
+def _has_value(text: str, path: KeyPath, value: Any, shown: str) -> bool:
+    try:
+        return bool(_value_at(parse_yaml(text, shown).values, path) == value)
+    except JobError:
+        return False
+
+
+def _replaced(text: str, nodes: Sequence[Node], value: Any) -> str | None:
+    """Return the text with another value in place of the last node; None for a block of keys or items."""
     node, parents = nodes[-1], nodes[:-1]
+    if isinstance(node, CollectionNode) and not node.flow_style:
+        return None
     start, end = node.start_mark.index, node.end_mark.index
-    is_block_context = not any(isinstance(parent, CollectionNode) and parent.flow_style for parent in parents)
     # The end of a block scalar is the beginning of what follows it.
     tail = "\n" if text[start:end].endswith("\n") else ""
-    written = _scalar_text(value, parents[-1].start_mark.column + INDENT if is_block_context else None)
+    is_block = bool(parents) and not _is_flow(parents)
+    written = _yaml_text(value, parents[-1].start_mark.column + INDENT if is_block else None)
     return text[:start] + written + tail + text[end:]
+
+
+def _added(text: str, nodes: Sequence[Node], path: KeyPath, value: Any) -> str | None:
+    """Return the text with the rest of the path as a new key of the last node; None if that has no keys."""
+    parent, (key, *inner) = nodes[-1], path[len(nodes) - 1 :]
+    if not isinstance(parent, MappingNode) or not parent.value:
+        return None
+    for part in reversed(inner):
+        value = {part: value}
+    last = parent.value[-1][1]
+    if _is_flow(nodes):
+        end = last.end_mark.index
+        return f"{text[:end]}, {_yaml_text(key)}: {_yaml_text(value)}{text[end:]}"
+    while isinstance(last, CollectionNode) and not last.flow_style and last.value:
+        last = last.value[-1][1] if isinstance(last, MappingNode) else last.value[-1]
+    # Behind a comment in the same line, and before the empty lines that follow a block scalar.
+    end = last.start_mark.index + len(text[last.start_mark.index : last.end_mark.index].rstrip())
+    end = text.find("\n", end)
+    before, after = (text, "") if end < 0 else (text[:end], text[end:])
+    column = parent.start_mark.column
+    return f"{before}\n{' ' * column}{_yaml_text(key)}: {_yaml_text(value, column + INDENT)}{after or chr(10)}"
+
+
+def _is_flow(nodes: Sequence[Node]) -> bool:
+    return any(isinstance(node, CollectionNode) and node.flow_style for node in nodes)
+
+
+def _yaml_text(value: Any, indent: int | None = None) -> str:
+    """Return a value as YAML; mappings and lists in one line. `indent`: see _scalar_text."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_yaml_text(key)}: {_yaml_text(inner)}' for key, inner in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(_yaml_text(inner) for inner in value)}]"
+    return _scalar_text(value, indent)
 
 
 def _scalar_text(value: Any, indent: int | None) -> str:
@@ -131,7 +175,8 @@ def _rewritten(text: str, path: KeyPath, value: Any) -> str:
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 1 << 16
-    yaml.indent(mapping=INDENT, sequence=2 * INDENT, offset=INDENT)
+    _, sequence, offset = load_yaml_guess_indent(text)
+    yaml.indent(mapping=INDENT, sequence=sequence or 2 * INDENT, offset=INDENT if offset is None else offset)
     document = yaml.load(text)
     here = document
     for part in path[:-1]:

@@ -1,9 +1,14 @@
 """The sample of an experiment: the same labelled rows for every combination."""
 
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from connectors.errors import DataError, JobError, did_you_mean
+from connectors.records import TEXT_PREFIX
 from connectors.sql import identifier, literal
 from pipelines.experiments.statistics import proportional_sizes
 from pipelines.preparation.prepared_job import PreparedJob
@@ -11,9 +16,10 @@ from pipelines.preparation.prepared_job import PreparedJob
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Rows of the source by key (as text), each with the expected value of each output."""
+    """Rows of the source by key (as text), each with the label of each output."""
 
-    expected: dict[str, dict[str, Any]]
+    expected: dict[str, dict[str, Sequence[Any]]]
+    """A label is one value, or a value and its text in the file."""
 
     @property
     def keys(self) -> frozenset[str]:
@@ -59,11 +65,26 @@ def draw_sample(ready: PreparedJob, size: int, by: str | None, expectations: dic
         f"case {limits} end as _size from rows where {condition}) where _place <= _size order by {order}",
         columns,
     ).to_pylist()
-    return Sample({row["_key"]: {output: row[column] for output, column in expectations.items()} for row in chosen})
+    return Sample(
+        {row["_key"]: {output: _label(row, column) for output, column in expectations.items()} for row in chosen}
+    )
+
+
+def _label(row: Mapping[str, Any], column: str) -> Sequence[Any]:
+    text = row.get(TEXT_PREFIX + column)
+    return (row[column],) if text is None else (row[column], text)
 
 
 def is_right(answer: Any, label: Any) -> bool:
-    """Return whether an answer equals its label: numbers as numbers, all else as text."""
+    """Return whether an answer equals its label: numbers as numbers, lists and objects also as JSON, all else as text.
+
+    Of booleans, true is 1.
+    """
+    if isinstance(answer, list | dict) and isinstance(label, str):
+        with contextlib.suppress(orjson.JSONDecodeError):
+            return bool(answer == orjson.loads(label))
+    if isinstance(answer, bool | int | float) and isinstance(label, bool | int | float):
+        return answer == label
     if isinstance(answer, bool) or isinstance(label, bool):
         return str(answer).lower() == str(label).lower()
     if isinstance(answer, int | float) and not isinstance(label, int | float):

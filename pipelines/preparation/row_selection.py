@@ -242,10 +242,11 @@ class RowSelection:
     def query(self, sql: str, columns: Sequence[str]) -> pa.Table:
         """Run a query over `rows`: `_key` (text) and these columns of every row of the source.
 
-        DataError if a value breaks the query.
+        Texts of values in the file are in columns with TEXT_PREFIX. DataError if a value breaks the query.
         """
         reader = self.reader
         made = "".join(f"{reader.column(name)} as {identifier(name)}, " for name in columns)
+        made += "".join(f"{identifier(TEXT_PREFIX + name)}, " for name in columns if reader.has_text(name))
         if reader.key:
             key, source = key_text(reader.key, reader.column), reader.chosen([*reader.key, *columns])
         else:

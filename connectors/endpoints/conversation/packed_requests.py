@@ -1,6 +1,7 @@
 """Packed requests: several rows in one conversation, and their answers found in its reply by id."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ MAX_ID_CHARACTERS = 12
 _PAIRS = tuple(first + second for first in ID_ALPHABET for second in ID_ALPHABET)
 """The two characters of each ten bits."""
 ANSWERS_KEY = "answers"
+_LIST_START = re.compile(rf'"{ANSWERS_KEY}"\s*:\s*\[')
 TEXT_KEY = "answer"
 """The property of an untyped answer."""
 ITEM_TOKENS = 24
@@ -85,7 +87,7 @@ def read_packed_reply(text: str, ids: Sequence[str], is_typed: bool) -> PackedRe
 
     Whether an answer fits the step's columns is for the caller to check.
     """
-    items = packed_items(text)
+    items = packed_items(text, ids)
     if not is_typed and (found := _plain_answers(items, ids)) is not None:
         return PackedReply(found)
     wanted = {identity for identity, count in Counter(ids).items() if count == 1}
@@ -106,12 +108,18 @@ def read_packed_reply(text: str, ids: Sequence[str], is_typed: bool) -> PackedRe
     return PackedReply(answers)
 
 
-def packed_items(text: str) -> Sequence[Mapping[str, Any]]:
-    """Return the complete items of a packed reply, whole or cut off, with text before and after it or not."""
+def packed_items(text: str, ids: Sequence[str]) -> Sequence[Mapping[str, Any]]:
+    """Return the complete items of a packed reply, whole or cut off, with text before and after it or not.
+
+    `ids`: of the rows. Of several lists `answers`, the items are those of the one with most of them, or the last such:
+    a model drafts its answer before it writes it, and an output may be named `answers` too.
+    """
     try:
         whole = parse_json(text)
     except orjson.JSONDecodeError:
-        return list(_scanned_items(text))
+        text, wanted = replace_lone_surrogates(text), frozenset(ids)
+        lists = [list(_scanned_items(text, start.end())) for start in _LIST_START.finditer(text)]
+        return max(reversed(lists), key=lambda items: sum(_has_id(item, wanted) for item in items), default=())
     items = whole.get(ANSWERS_KEY) if isinstance(whole, dict) else whole
     return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else ()
 
@@ -126,13 +134,15 @@ def _plain_answers(items: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> di
     return answers if is_plain and set(map(type, answers.values())) <= {str} else None
 
 
-def _scanned_items(text: str) -> Iterator[Mapping[str, Any]]:
-    """Yield the items of the last list `answers` in a text, up to the first that is incomplete."""
-    text = replace_lone_surrogates(text)
+def _has_id(item: Mapping[str, Any], ids: frozenset[str]) -> bool:
+    identity = item.get("id")
+    return isinstance(identity, str) and identity in ids
+
+
+def _scanned_items(text: str, position: int) -> Iterator[Mapping[str, Any]]:
+    """Yield the items of the list that begins before a position of a text, up to the first that is incomplete."""
     decoder = json.JSONDecoder(strict=False)
-    start = text.rfind(f'"{ANSWERS_KEY}"')
-    position = text.find("[", start) + 1
-    while start >= 0 and position > 0:
+    while position < len(text):
         while position < len(text) and text[position] in " \t\r\n,":
             position += 1
         if position >= len(text) or text[position] != "{":

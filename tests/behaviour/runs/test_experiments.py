@@ -119,6 +119,15 @@ def test_a_row_without_a_label_is_not_in_the_sample(cli: Cli, job: Path, workspa
     assert (result["rows"], result["right"]) == (1, 1.0)
 
 
+def test_a_label_that_looks_like_a_number_is_compared_as_the_file_has_it(
+    cli: Cli, job: Path, workspace: Workspace, provider: ScriptedProvider
+) -> None:
+    provider.script = lambda path, body, count: chat_reply("1.50", body["model"])
+    workspace.write("rows.csv", "id,text,label\n1,text 1,1.50\n2,text 2,2.00\n")
+    (result,) = combinations(cli, job, "--over", "steps.answer.model=dear", "--expect", "answer=label")
+    assert (result["rows"], result["right"]) == (2, 0.5)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -277,8 +286,12 @@ def packed_items(body: Body) -> list[Body]:
     [
         ("steps.answer.modell=m", "--over steps.answer.modell: no such key; did you mean model?"),
         ("steps.anser.model=m", "--over steps.anser.model: no such step; did you mean answer?"),
+        (
+            "steps.answer.output={id: integer}",
+            "--over steps.answer.output: the source has a column id as well; give this output another name",
+        ),
     ],
-    ids=["key", "step"],
+    ids=["key", "step", "columns"],
 )
 def test_a_mistake_is_named_by_its_flag(cli: Cli, job: Path, over: str, message: str) -> None:
     assert cli("try", job, "--over", over) == 2

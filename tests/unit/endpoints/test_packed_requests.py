@@ -129,6 +129,18 @@ def test_half_a_surrogate_pair_in_a_cut_reply_is_replaced() -> None:
     assert read_packed_reply(text, ["abc", "def"], is_typed=False).answers == {"abc": "odd \ufffd"}
 
 
+def test_the_list_of_a_cut_reply_is_found_although_an_output_is_named_answers() -> None:
+    items = [{"id": each, "answers": [{"id": "x"}]} for each in ("a", "b", "c")]
+    text = json.dumps({"answers": items})[:-8]
+    assert read_packed_reply(text, ["a", "b", "c"], is_typed=True).answers.keys() == {"a", "b"}
+
+
+def test_a_mention_of_answers_in_prose_hides_none() -> None:
+    reply = '{"answers": [{"id": "a", "answer": "x"}]}'
+    for text in (f'{reply} That is the list "answers".', f'"answers": [{{"id": "draft"}}] {reply} "answers": [...]'):
+        assert read_packed_reply(text, ["a"], is_typed=False).answers == {"a": "x"}
+
+
 def test_text_without_answers_has_none() -> None:
     for text in ("", "I cannot help with that.", "null", "[1, 2]", '{"answers": 3}', '"answers"', '"answers": [{'):
         assert read_packed_reply(text, ["abc"], is_typed=False).answers == {}

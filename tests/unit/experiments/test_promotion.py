@@ -69,11 +69,33 @@ def test_any_text_is_read_back_as_it_was(loaded: LoadedJob, key: str, text: str)
     assert found == text
 
 
-def test_a_key_that_the_file_does_not_have_is_added_and_comments_stay(loaded: LoadedJob) -> None:
-    new = promoted(loaded, "steps.label.params.seed", 7).new
-    assert "seed: 7" in new
-    for comment in ("# The nightly labels.", "# exported at two", "# cheap"):
-        assert comment in new
+@pytest.mark.parametrize(
+    ("key", "value", "old", "new"),
+    [
+        ("params.seed", 7, "max_tokens: 20}", "max_tokens: 20, seed: 7}"),
+        ("pack.rows", 5, "max_tokens: 20}\n", "max_tokens: 20}\n    pack: {rows: 5}\n"),
+        ("params", {"stop": ["a: b", "x"]}, "{temperature: 0, max_tokens: 20}", '{stop: ["a: b", x]}'),
+    ],
+    ids=["in a flow mapping", "in a block mapping", "another mapping"],
+)
+def test_a_new_key_changes_no_other_line(loaded: LoadedJob, key: str, value: object, old: str, new: str) -> None:
+    assert promoted(loaded, f"steps.label.{key}", value).new == JOB.replace(old, new)
+
+
+def test_a_new_key_of_the_job_follows_the_last(loaded: LoadedJob) -> None:
+    assert promoted(loaded, "budget.usd", 2).new == f"{JOB}budget: {{usd: 2}}\n"
+
+
+def test_a_block_that_is_replaced_keeps_the_indents_and_comments_of_the_rest(tmp_path: Path) -> None:
+    (tmp_path / "rowmill.yaml").write_text("")
+    (tmp_path / "labels.yaml").write_text(
+        "name: labels\nsource: {csv: rows.csv, key: id}\nsteps:\n- name: label  # one\n  endpoint: chat\n"
+        "  provider: local\n  model: m\n  messages:\n  - user: x\n  params:  # each\n    temperature: 0\n"
+        "sink: {parquet: out}\n"
+    )
+    promotion = promoted(load_job(tmp_path / "labels.yaml"), "steps.label.params", {"max_tokens": 5})
+    lines = [line for line in promotion.diff.splitlines() if line[0] in "+-" and line[:3] not in ("+++", "---")]
+    assert lines == ["-    temperature: 0", "+    max_tokens: 5"]
 
 
 def test_a_mapping_replaces_a_mapping(loaded: LoadedJob) -> None:
