@@ -389,3 +389,9 @@ def _format_alone(value: Any) -> str:
 def _first_line(exc: Exception) -> str:
     line = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
     return line.replace("(in template:1)", "").strip()
+
+
+def constant_texts(source: str) -> list[str]:
+    """Return the texts of a template outside its code and comments, in order."""
+    ends = [0, *(place for part in _PART.finditer(source) for place in part.span()), len(source)]
+    return [source[start:end] for start, end in zip(ends[::2], ends[1::2], strict=True) if start < end]

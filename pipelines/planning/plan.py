@@ -16,7 +16,7 @@ from pipelines.dispatch.rescue.rescued_rows import rescued_classes
 from pipelines.ledger.projection import childless_rows
 from pipelines.monitoring.json_log import print_problem
 from pipelines.planning.dry_run import DryRun, StepEstimate, dry_run
-from pipelines.planning.prompt_order import constant_tokens_after_rows
+from pipelines.planning.prompt_order import constant_tokens_after_rows, prompt_constants
 from pipelines.preparation.job_warnings import job_warnings
 from pipelines.preparation.prepared_job import PreparedJob, PreparedStep, prepare_job
 from pipelines.preparation.schema_evolution import has_keys, schema_refusal, sink_types
@@ -217,7 +217,9 @@ def _step(ready: PreparedJob, estimate: StepEstimate, scale: float) -> StepPlan:
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         exact_tokens=cost.rates.is_exact and not estimate.estimated_inputs,
-        late_constant_tokens=constant_tokens_after_rows(estimate.prompts, step.model.model),
+        late_constant_tokens=constant_tokens_after_rows(
+            estimate.prompts, step.model.model, prompt_constants(step.model)
+        ),
         answers_seen=estimate.answer.seen,
         guessed_answer=round(estimate.answer.expected_tokens) if estimate.answer.is_guess else None,
         latency_ms=estimate.answer.latency_ms,
