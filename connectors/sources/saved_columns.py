@@ -1,5 +1,6 @@
 """Saved columns: those of the last run that saw a row, for a source that has no rows and no header."""
 
+import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,16 +13,21 @@ from connectors.sql import identifier
 
 
 def save_columns(file: Path | None, columns: Mapping[str, SourceColumn]) -> None:
-    """Save the columns for a run whose files have no bytes."""
+    """Save the columns for a run whose files have no bytes; not in a folder that cannot be written."""
     if file is None:
         return
     kinds = {name: column.kind for name, column in columns.items()}
     if kinds != _saved_kinds(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
         # Several commands may do so at once.
         draft = file.with_suffix(f".{os.getpid()}")
-        draft.write_bytes(orjson.dumps(kinds))
-        draft.replace(file)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_bytes(orjson.dumps(kinds))
+            draft.replace(file)
+        except OSError as exc:
+            # Commands that send nothing work there too; a run needs its ledger first.
+            if exc.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
 
 
 def empty_source(first: Path, file: Path | None, warnings: tuple[str, ...]) -> OpenedSource:

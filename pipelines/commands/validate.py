@@ -27,7 +27,7 @@ def validate_command(jobs: tuple[str, ...]) -> int:
     from pipelines.preparation.job_warnings import job_warnings, missing_file_warnings
     from pipelines.preparation.prepared_job import prepare_job
     from pipelines.preparation.schema_evolution import schema_refusal, sink_types
-    from pipelines.reporting.status_queries import existing_ledger
+    from pipelines.reporting.status_queries import ledger_reader
 
     worst = 0
     env_files: set[Path] = set()
@@ -40,9 +40,11 @@ def validate_command(jobs: tuple[str, ...]) -> int:
                 env_files.add(from_file[0])
                 click.echo(f"{from_file[0]}: read for {', '.join(from_file[1]) or 'no variable'}")
             with contextlib.ExitStack() as closing:
-                ledger = existing_ledger(workspace)
+                ledger = ledger_reader(workspace)
                 if ledger is not None:
-                    closing.callback(ledger.close)
+                    closing.enter_context(ledger)
+                    if not ledger.is_current:
+                        ledger = None
                 ready = closing.enter_context(prepare_job(loaded, ledger, sink_types=sink_types))
                 check_before_run(ready)
                 # Every row goes through `where` once.

@@ -25,7 +25,7 @@ from pipelines.ledger.answer_index import (
     delete_selected,
     rebuild_lost_index,
 )
-from pipelines.ledger.entries import PendingExchange, SettledExchange, StoredAnswer
+from pipelines.ledger.entries import PendingExchange, SettledExchange
 from pipelines.ledger.free_space import DISK_FULL, FreeSpace, is_disk_full
 from pipelines.ledger.ledger_file import (
     Durability,
@@ -36,7 +36,7 @@ from pipelines.ledger.ledger_file import (
     open_ledger_file,
     place_without_overwriting,
 )
-from pipelines.ledger.ledger_reader import ANSWER_COLUMNS, answer_with_request, parse_error
+from pipelines.ledger.ledger_reader import AnswerReads
 from pipelines.ledger.write_batch import WriteBatch
 
 T = TypeVar("T")
@@ -48,7 +48,7 @@ FULL_DISK_RETRY_SECONDS = 0.2
 """Time between these."""
 
 
-class Ledger:
+class Ledger(AnswerReads):
     """Open ledger: bulk reads from any thread, batched writes from a dedicated thread."""
 
     def __init__(self, path: Path, durability: Durability = "process") -> None:
@@ -198,25 +198,6 @@ class Ledger:
             )
         )
 
-    def lookup(self, fingerprints: Sequence[bytes]) -> dict[bytes, StoredAnswer]:
-        """Return fingerprint -> answer for those of these requests that have one."""
-        rows = self.select_answers("a.fingerprint, a.reply, a.file, a.error, l.run_id, a.at", fingerprints)
-        in_files = self.files.read({fingerprint: file for fingerprint, _, file, *_ in rows if file is not None})
-        return {
-            fingerprint: StoredAnswer(in_files.get(fingerprint, reply), parse_error(error), run_id, at)
-            for fingerprint, reply, _, error, run_id, at in rows
-            if reply is not None or error is not None or fingerprint in in_files
-        }
-
-    def select_answers(self, columns: str, fingerprints: Sequence[bytes]) -> list[tuple[Any, ...]]:
-        """Return these columns of the answers `a` and their routes `l`, for those of these requests that have one."""
-        with database_errors(self.path), self._read_lock:
-            return self._lookup.select(columns, fingerprints)
-
-    def get_with_request(self, fingerprint: bytes) -> StoredAnswer | None:
-        """Return one answer with its request as it was sent."""
-        return answer_with_request(self.select_answers(ANSWER_COLUMNS, [fingerprint]), self.files, fingerprint)
-
     def delete_answers(self, ids: Sequence[int]) -> None:
         """Delete these answers in one transaction, committed on return: best many at a time."""
         with database_errors(self.path), closing(self._open_again()) as db:
@@ -252,46 +233,6 @@ class Ledger:
             (provider, model, job, step),
         )
         return bool(model_answered), bool(step_answered)
-
-    def last_answers(self, job: str, step: str, requests: Sequence[bytes]) -> dict[tuple[bytes, str], bytes]:
-        """Return (first request, key) -> last answer, all as fingerprints, of rows that took repair turns."""
-        found: dict[tuple[bytes, str], bytes] = {}
-        with database_errors(self.path), self._read_lock:
-            if not self._has_rows("last_answers where job = ? and step = ?", (job, step)):
-                return found
-            for start in range(0, len(requests), 500):
-                chunk = requests[start : start + 500]
-                placeholders = ",".join("?" * len(chunk))
-                rows = self._read.execute(
-                    "select request, key, answer from last_answers where job = ? and step = ? "
-                    f"and request in ({placeholders})",
-                    (job, step, *chunk),
-                )
-                found |= {(request, key): answer for request, key, answer in rows}
-        return found
-
-    def packed_answers(self, fingerprints: Sequence[bytes]) -> dict[bytes, bytes]:
-        """Return fingerprint -> packed answer of those of these requests that are to be verified alone."""
-        found: dict[bytes, bytes] = {}
-        with database_errors(self.path), self._read_lock:
-            if not self._has_rows("packed_answers"):
-                return found
-            for start in range(0, len(fingerprints), 500):
-                chunk = fingerprints[start : start + 500]
-                placeholders = ",".join("?" * len(chunk))
-                found |= self._read.execute(
-                    f"select fingerprint, answer from packed_answers where fingerprint in ({placeholders})", chunk
-                )
-        return found
-
-    def _has_rows(self, table: str, values: Sequence[Any] = ()) -> bool:
-        """Return whether a table has rows: most runs repair and verify none, and need not seek each request there."""
-        return self._read.execute(f"select 1 from {table} limit 1", values).fetchone() is not None
-
-    def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """Return all rows of a small read."""
-        with database_errors(self.path), self._read_lock:
-            return self._read.execute(sql, values).fetchall()
 
     def stream(self, sql: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
         """Yield the rows of a large read from a separate connection."""

@@ -8,7 +8,7 @@ import orjson
 import pyarrow as pa
 
 from connectors.tokens import count_tokens
-from pipelines.ledger.ledger import Ledger
+from pipelines.ledger.ledger_reader import AnswerReads
 from pipelines.preparation.prepared_job import PreparedStep
 
 DEFAULT_ANSWER_TOKENS = 150
@@ -46,7 +46,7 @@ class AnswerEstimate:
         )
 
 
-def estimate_answer(ledger: Ledger, job: str, step: PreparedStep) -> AnswerEstimate:
+def estimate_answer(ledger: AnswerReads, job: str, step: PreparedStep) -> AnswerEstimate:
     """Estimate the length of the step's answers from earlier ones, else from their types, else by a default."""
     bound = step.endpoint.output_bound
     seen, mean, least, latency = _earlier_answers(ledger, job, step)
@@ -98,7 +98,7 @@ def placeholder_values(step: PreparedStep, likely: AnswerEstimate, place: int) -
     ]
 
 
-def _earlier_answers(ledger: Ledger, job: str, step: PreparedStep) -> tuple[int, float, float, float | None]:
+def _earlier_answers(ledger: AnswerReads, job: str, step: PreparedStep) -> tuple[int, float, float, float | None]:
     """(answers, mean output tokens, fewest, mean latency) of the step's successful exchanges.
 
     The tokens of a pack are shared by its rows; rows with the same request share its fingerprint.
@@ -114,7 +114,7 @@ def _earlier_answers(ledger: Ledger, job: str, step: PreparedStep) -> tuple[int,
     return seen or 0, float(mean or 0), float(least or 0), latency
 
 
-def _latency_of_model(ledger: Ledger, step: PreparedStep) -> float | None:
+def _latency_of_model(ledger: AnswerReads, step: PreparedStep) -> float | None:
     """Mean latency of the same model's answers in other steps and jobs."""
     model = step.model
     ((latency,),) = ledger.query(

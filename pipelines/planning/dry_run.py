@@ -32,7 +32,7 @@ from pipelines.dispatch.packing.packing import Packing, packing_of
 from pipelines.dispatch.request_rendering import render_requests
 from pipelines.dispatch.rescue.ladder import Ladder
 from pipelines.dispatch.step_runner import CHUNK_ROWS
-from pipelines.ledger.ledger import Ledger
+from pipelines.ledger.ledger_reader import AnswerReads
 from pipelines.planning.answer_estimates import AnswerEstimate, estimate_answer, placeholder_values
 from pipelines.planning.cost_estimates import CostEstimate, Rates, WhenResult
 from pipelines.planning.prompt_order import MAX_PROMPTS
@@ -131,7 +131,7 @@ class DryRun:
     examples: list[tuple[str, Request]] = field(default_factory=list)
 
 
-async def dry_run(ready: PreparedJob, ledger: Ledger, asked: int) -> DryRun:
+async def dry_run(ready: PreparedJob, ledger: AnswerReads, asked: int) -> DryRun:
     """Process the rows that a run would request: all of them, or a sample spread over the source."""
     run = DryRun([_step_estimate(ready, ledger, step) for step in ready.steps])
     media = media_reader(ready)
@@ -149,7 +149,7 @@ async def dry_run(ready: PreparedJob, ledger: Ledger, asked: int) -> DryRun:
     return run
 
 
-def _step_estimate(ready: PreparedJob, ledger: Ledger, step: PreparedStep) -> StepEstimate:
+def _step_estimate(ready: PreparedJob, ledger: AnswerReads, step: PreparedStep) -> StepEstimate:
     rates = Rates.of(ready, step)
     estimate = StepEstimate(step, estimate_answer(ledger, ready.job.name, step), CostEstimate(rates))
     estimate.rescued_costs, estimate.rung_costs = (
@@ -178,7 +178,7 @@ class _ChunkDryRun:
     """The dry run of one chunk of rows."""
 
     def __init__(
-        self, ready: PreparedJob, ledger: Ledger, documents: DocumentAccess, run: DryRun, table: pa.Table
+        self, ready: PreparedJob, ledger: AnswerReads, documents: DocumentAccess, run: DryRun, table: pa.Table
     ) -> None:
         self._ready = ready
         self._ledger = ledger

@@ -21,7 +21,7 @@ from pipelines.preparation.job_warnings import job_warnings
 from pipelines.preparation.prepared_job import PreparedJob, PreparedStep, prepare_job
 from pipelines.preparation.schema_evolution import has_keys, schema_refusal, sink_types
 from pipelines.pricing.prices import usd
-from pipelines.runtime.services import open_workspace_ledger
+from pipelines.runtime.services import workspace_answers
 
 LEDGER_BYTES = 420
 """Bytes of one exchange in the ledger and the usage table, without request and answer."""
@@ -148,7 +148,7 @@ def build_plan(loaded: LoadedJob) -> Plan:
     """Plan one job; nothing is sent."""
     workspace = loaded.workspace
     with (
-        open_workspace_ledger(workspace) as ledger,
+        workspace_answers(workspace) as ledger,
         prepare_job(loaded, ledger, exact_tokens=True, sink_types=sink_types) as ready,
     ):
         for warning in ready.reader.warnings:

@@ -1,7 +1,6 @@
 """Queries of the report: each figure comes from one query over the job's tables or its ledger."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -19,7 +18,7 @@ from pipelines.analysis.results import Results, open_results
 from pipelines.analysis.results_key import ResultsKey, results_key
 from pipelines.config.job import Job
 from pipelines.config.loaded_job import LoadedJob
-from pipelines.ledger.ledger_file import open_ledger_file
+from pipelines.ledger.ledger_reader import LedgerReader
 from pipelines.monitoring.run_heartbeat import read_heartbeat
 from pipelines.pricing.prices import usd
 from pipelines.reporting.column_summaries import ColumnSummary, summarize_columns
@@ -241,14 +240,14 @@ def _runs(results: Results) -> list[Facts]:
     path = results.workspace.state / "ledger.sqlite"
     if not path.exists():
         return []
-    with closing(open_ledger_file(path)) as db:
-        found = db.execute(
+    with LedgerReader(path) as ledger:
+        found = ledger.query(
             "select r.run_id, r.started_at, r.ended_at, r.exit_code, r.stopped, r.report, count(e.seq), sum(e.cost), "
             "sum(e.seq is not null and e.cost is null) from runs r left join legs l on l.run_id = r.run_id "
             "left join exchanges e on e.leg = l.id where r.job = ? group by r.run_id "
             f"order by {NEWEST_FIRST} limit ?",
             (results.job.name, MAX_RUNS),
-        ).fetchall()
+        )
     runs: list[Facts] = []
     for run_id, started, ended, code, stopped, report, requests, cost, unpriced in found:
         last: dict[str, Any] = orjson.loads(report) if report else {}

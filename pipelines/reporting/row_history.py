@@ -1,5 +1,6 @@
 """The history of one row: its requests as sent, the replies, the cost of each exchange, its current result."""
 
+import asyncio
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -8,18 +9,19 @@ import pyarrow as pa
 
 from connectors.endpoints.conversation.conversation_endpoint import ConversationEndpoint
 from connectors.errors import DataError
-from connectors.records import ROW_PROBLEM, TEXT_PREFIX, Request, RowError, Values
+from connectors.records import ROW_PROBLEM, TEXT_PREFIX, Request, Row, RowError, Values
 from connectors.sql import identifier, key_text, scratch_connection
 from connectors.templating.row_values import row_values
 from connectors.transport.bounded_json import parse_json
 from pipelines.config.loaded_job import LoadedJob
+from pipelines.dispatch.media_files import read_media
 from pipelines.ledger.ledger_reader import ReadableLedger
 from pipelines.ledger.projection import childless_rows
 from pipelines.preparation.local_steps import PreparedLocalStep
-from pipelines.preparation.prepared_job import PreparedJob, PreparedStep, prepare_job
+from pipelines.preparation.prepared_job import PreparedJob, PreparedStep, media_reader, prepare_job
 from pipelines.pricing.prices import usd
 from pipelines.reporting.status_queries import iso_time
-from pipelines.runtime.services import open_workspace_ledger
+from pipelines.runtime.services import workspace_answers
 from pipelines.transforms.child_keys import child_key_starts
 from pipelines.transforms.each import Each
 from pipelines.transforms.fold import Fold
@@ -31,7 +33,7 @@ SHOWN_NUMBERS = 8
 
 def row_history(loaded: LoadedJob, key: str) -> dict[str, Any]:
     """Return the row, the request and reply of each step, every exchange with its key, its result and its errors."""
-    with open_workspace_ledger(loaded.workspace) as ledger:
+    with workspace_answers(loaded.workspace) as ledger:
         return recorded_history(loaded, key, ledger)
 
 
@@ -178,11 +180,15 @@ def _steps(
         values = local.values
         missing = sorted(name for name in step.endpoint.input_columns if name not in values)
         if missing:
-            steps.append({"step": step.model.name, "request": None, "why": f"waits for {', '.join(missing)}"})
+            steps.append(_no_request(step, f"waits for {', '.join(missing)}"))
             continue
-        request = step.endpoint.request(values, key)
+        with_files = _with_files(ready, step, values)
+        if isinstance(with_files, RowError):
+            steps.append(_no_request(step, with_files.message))
+            continue
+        request = step.endpoint.request(with_files, key)
         if isinstance(request, RowError):
-            steps.append({"step": step.model.name, "request": None, "why": request.message})
+            steps.append(_no_request(step, request.message))
             continue
         exchanges = _with_repairs(ledger, step, request, row, result or {})
         endpoint = step.endpoint
@@ -194,11 +200,40 @@ def _steps(
             exchanges[0]["item"] = endpoint.packed(endpoint.packed_mode).item(request)
         steps.extend(exchanges)
         for rung in step.rungs:
-            request = rung.endpoint.request(values, key)
+            request = rung.endpoint.request(with_files, key)
             if isinstance(request, Request) and ledger.get_with_request(request.fingerprint) is not None:
                 again = _with_repairs(ledger, rung, request, row, result or {})
                 steps.extend({**exchange, "rung": rung.rung} for exchange in again)
     return steps
+
+
+def _no_request(step: PreparedStep, why: str) -> dict[str, Any]:
+    return {"step": step.model.name, "request": None, "why": why}
+
+
+def _with_files(ready: PreparedJob, step: PreparedStep, values: Row) -> Row | RowError:
+    """Return the row with the files that the step reads in place of their paths; RowError if they cannot be read.
+
+    Nothing is fetched: a file behind a URL may be another one by now.
+    """
+    uses = step.endpoint.media
+    if not uses:
+        return values
+    for name, use in uses.items():
+        items = values[name] if isinstance(values[name], list) else [values[name]]
+        if not use.passes_urls and any(
+            isinstance(item, str) and item.lower().startswith(("http://", "https://")) for item in items
+        ):
+            return RowError("input", f"{name}: the file is behind a URL, and is not fetched again; see exchanges")
+
+    async def read() -> Row | RowError:
+        reader = media_reader(ready)
+        try:
+            return (await read_media(reader, [values], uses, [0]))[0]
+        finally:
+            await reader.close()
+
+    return asyncio.run(read())
 
 
 def _last_values(ledger: ReadableLedger, step: PreparedStep, exchanges: list[dict[str, Any]]) -> Values | None:

@@ -69,11 +69,12 @@ def wait_for_ray_writers(state: Path, job: str) -> None:
 def is_running(state: Path, job: str) -> bool:
     """Return whether a process holds the job's lock."""
     try:
-        descriptor = os.open(lock_path(state, job), os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(lock_path(state, job), os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Shared: it needs no permission to write, and two that ask do not take each other for the job.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:

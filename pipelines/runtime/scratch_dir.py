@@ -1,4 +1,7 @@
-"""Scratch folders in a workspace's state: removed when their process ends, or when the next run begins."""
+"""Scratch folders in a workspace's state: removed when their process ends, or when the next run begins.
+
+If the state folder cannot be written, they are in the system's folder for temporary files.
+"""
 
 import contextlib
 import fcntl
@@ -12,6 +15,10 @@ from pathlib import Path
 @contextlib.contextmanager
 def scratch_folder(state: Path) -> Iterator[Path]:
     """Create a folder for temporary files; remove the folders and unfinished files of processes that were killed."""
+    if not can_write(state):
+        with tempfile.TemporaryDirectory(prefix="rowmill-") as name:
+            yield Path(name)
+        return
     with contextlib.ExitStack() as until_locked:
         # A new folder that is not locked yet must not pass for the folder of a dead process.
         (state / "locks").mkdir(parents=True, exist_ok=True)
@@ -32,6 +39,12 @@ def scratch_folder(state: Path) -> Iterator[Path]:
             yield Path(temporary.name)
     finally:
         os.close(lock)
+
+
+def can_write(folder: Path) -> bool:
+    """Return whether files can be created in the folder, or in the one above it where it would be created."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return os.access(existing, os.W_OK | os.X_OK)
 
 
 def _remove_if_dead(folder: Path) -> None:

@@ -11,10 +11,11 @@ import orjson
 
 from pipelines.dispatch.rescue.ladder import Ladder
 from pipelines.ledger.ledger import Ledger
+from pipelines.ledger.ledger_reader import ReadableLedger
 from pipelines.preparation.prepared_job import PreparedJob, PreparedStep
 
 
-def rescued_classes(ready: PreparedJob, ledger: Ledger) -> Mapping[str, frozenset[str]]:
+def rescued_classes(ready: PreparedJob, ledger: ReadableLedger) -> Mapping[str, frozenset[str]]:
     """Return step -> the error classes of failed rows that a rung may request again."""
     return {
         step.model.name: Ladder.of(step.model).rescued_classes()
