@@ -1,1 +1,1 @@
-"""The commands of `rowmill`, one file each."""
+"""The commands of `rowmill`, one file each, in a folder for each purpose."""

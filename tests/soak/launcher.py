@@ -27,7 +27,7 @@ if __name__ == "__main__":
 
 import aiohttp
 
-import pipelines.commands.run
+import pipelines.commands.jobs.run
 import pipelines.execution.committer
 import pipelines.execution.job_run
 import pipelines.ledger.answer_index

@@ -30,7 +30,7 @@ FROM = multiprocessing.get_context("forkserver")
 FROM.set_forkserver_preload(
     [
         "pipelines.cli",
-        "pipelines.commands.run",
+        "pipelines.commands.jobs.run",
         "pipelines.execution.invocation",
         "connectors.emulator.server",
         "uvloop",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from connectors.errors import JobError
-from pipelines.commands.init import init
+from pipelines.commands.workspaces.init import init
 from pipelines.config.json_schema import job_schema
 from pipelines.config.loaded_job import load_job
 from pipelines.config.workspace import find_workspace

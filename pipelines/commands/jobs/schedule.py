@@ -53,7 +53,7 @@ def run_command(jobs: tuple[str, ...], once: bool, parallel: int, log: Literal["
       rowmill schedule run jobs/
       rowmill schedule run jobs/ --once
     """
-    from pipelines.commands.run import WORST_FIRST
+    from pipelines.commands.jobs.run import WORST_FIRST
     from pipelines.schedule.daemon import SchedulerDaemon
     from pipelines.schedule.scheduler import ScheduledJobs
 

@@ -6,8 +6,8 @@ import click
 import orjson
 
 from connectors.errors import JobError
+from pipelines.commands.jobs.run import quiet_option
 from pipelines.commands.options import job_argument
-from pipelines.commands.run import quiet_option
 from pipelines.config.overrides import Overrides
 from pipelines.runtime.run_options import RunOptions
 

@@ -1,0 +1,1 @@
+"""Commands about providers, and the embedded one as a server."""
