@@ -113,18 +113,28 @@ class SetupFaults:
         self._step(group.route).split_off.add(id(group))
 
     def split(self, group: RequestGroup) -> Sequence[RequestGroup]:
-        """Return what a refused group is sent as: its halves; or its first requests alone if none was answered yet."""
+        """Return what a refused group is sent as now: its halves, of which the second may wait until the step is proven.
+
+        A group that is no pack may be large: before a row is answered, its first requests are sent alone.
+        """
         step = self._step(group.route)
         step.split_off.discard(id(group))
         step.in_flight = max(0, step.in_flight - _rows(group))
         if step.is_proven:
             return group.halves()
-        alone, rest = group.first_alone(FIRST_ROWS)
-        step.in_flight += sum(map(_rows, alone))
-        step.split_off.update(map(id, alone))
+        if group.is_packed:
+            first, second = group.halves()
+            has_room = step.in_flight + step.failed + _rows(group) <= FIRST_ROWS
+            parts, rest = ([first, second], None) if has_room else ([first], second)
+        else:
+            alone, rest = group.first_alone(FIRST_ROWS)
+            parts = list(alone)
+        step.in_flight += sum(map(_rows, parts))
+        step.split_off.update(map(id, parts))
         if rest is not None:
-            step.parked.append(rest)
-        return alone
+            # Before packs that were not sent yet.
+            step.parked.appendleft(rest)
+        return parts
 
     def confirm(self, member: Route, call: Call | None, error: RowError | None, is_pooled: bool) -> RowError | None:
         """Return the error with its class: a missing model or path, or a refused certificate, may be one row's own.

@@ -185,6 +185,31 @@ def test_a_pack_that_is_refused_is_halved_until_the_bad_row_is_found(
     assert (report["exit_code"], report["rows_ok"], report["rows_failed"]) == (1, 7, 1)
     (failed,) = read(workspace.folder / "out", "errors")
     assert (failed["id"], failed["error_class"]) == (6, "bad_request")
+    sizes = [len(items_of(body)) or 1 for _, body in provider.seen]
+    assert sorted(sizes, reverse=True) == [8, 4, 4, 2, 2, 1, 1]
+
+
+@pytest.mark.parametrize("rows", [4, 50], ids=["small packs", "large packs"])
+def test_a_server_that_refuses_every_pack_answers_each_row_alone(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider, read: ReadTable, rows: int
+) -> None:
+    provider.script = lambda path, body, count: (
+        error_reply(400, "too much at once") if items_of(body) else honest(path, body, count)
+    )
+    workspace.csv(50)
+    cli.run(packed_job(workspace, f"{{rows: {rows}}}"))
+    assert answers(read, workspace) == expected(50)
+
+
+def test_a_fault_that_meets_every_row_of_packs_is_found_after_twenty_rows(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider
+) -> None:
+    provider.script = lambda path, body, count: error_reply(400, "no such deployment option")
+    workspace.csv(200)
+    report = cli.run(packed_job(workspace, "{rows: 50}"))
+    assert (report["exit_code"], report["rows_left"]) == (3, 180)
+    assert "each of the first 20 rows" in report["stopped"]
+    assert report["requests"] <= 50
 
 
 def test_a_server_without_schemas_gets_the_schema_in_words(
