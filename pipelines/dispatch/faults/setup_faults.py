@@ -113,9 +113,9 @@ class SetupFaults:
         self._step(group.route).split_off.add(id(group))
 
     def split(self, group: RequestGroup) -> Sequence[RequestGroup]:
-        """Return what a refused group is sent as now: its halves, of which the second may wait until the step is proven.
+        """Return what a refused group is sent as now: its halves.
 
-        A group that is no pack may be large: before a row is answered, its first requests are sent alone.
+        Before a row is answered, the second half of a large pack waits, and another group's first requests go alone.
         """
         step = self._step(group.route)
         step.split_off.discard(id(group))
