@@ -253,7 +253,7 @@ def _cache_figures(facts: ReportFacts) -> Mapping[str, Fact]:
     if not cached or not tokens:
         return {}
     share = fact("cached_share", cached / tokens, f"{100 * cached / tokens:.1f} %")
-    saved = cache_savings(facts.results.workspace, facts.steps)
+    saved = cache_savings(facts.results.workspace, facts.cached, facts.results.job.delivery == "batch")
     savings = {} if saved is None else {"saved by the cache": fact("cache_savings_usd", saved, format_money(saved))}
     return {"input from the provider's cache": share, **savings}
 

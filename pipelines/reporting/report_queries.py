@@ -48,6 +48,8 @@ class ReportFacts:
     a row of the source has several.
     """
     steps: Sequence[Facts]
+    cached: Sequence[Facts]
+    """provider, model, service_tier and cached_tokens."""
     days: Sequence[Facts]
     """day, requests, cost_usd and unpriced of the last days (UTC) with requests."""
     run: Facts
@@ -87,6 +89,7 @@ def report_facts(loaded: LoadedJob) -> ReportFacts:
             results=results,
             totals={**_rows_done(db, key, live, runs), **_first_row(db, _TOTALS)},
             steps=_rows(db, _STEPS),
+            cached=_cached(db),
             days=_rows(db, _DAYS)[::-1],
             run=_over_time(db, key, run_id),
             live=live,
@@ -112,7 +115,6 @@ from usage
 """
 _STEPS = """
 select step, endpoint, provider, model, count(*) as requests, count(error_class) as failed,
-    coalesce(sum(cached_tokens), 0)::bigint as cached_tokens,
     coalesce(sum(input_tokens), 0)::bigint as input_tokens, coalesce(sum(output_tokens), 0)::bigint as output_tokens,
     sum(cost_usd) as cost_usd, quantile_cont(latency_ms, 0.5) as p50, quantile_cont(latency_ms, 0.95) as p95,
     quantile_cont(latency_ms, 0.99) as p99, max(latency_ms) as slowest
@@ -127,6 +129,17 @@ _EXCHANGE_ERRORS = """
 select error_class, http_status, count(*) as requests, min(started_at) as first, max(started_at) as last
 from usage where error_class is not null group by all order by requests desc, error_class
 """
+
+
+def _cached(db: duckdb.DuckDBPyConnection) -> Sequence[Facts]:
+    # Tables of earlier versions gain the column with the next run.
+    has_tier = "service_tier" in db.sql("select * from usage limit 0").columns
+    tier = "service_tier" if has_tier else "null as service_tier"
+    return _rows(
+        db,
+        f"select provider, model, {tier}, sum(cached_tokens)::bigint as cached_tokens "
+        "from usage where cached_tokens > 0 group by all order by all",
+    )
 
 
 def _rows_done(

@@ -88,16 +88,20 @@ def test_images_are_shown_as_thumbnails_and_audio_can_be_played(workspace: Any, 
     assert "../secret.png" in unescape(page)
 
 
-def test_the_share_of_cached_input_and_its_savings_are_shown(workspace: Any, cli: Any, provider: Any) -> None:
+@pytest.mark.parametrize(("tier", "saved"), [(None, "0.0036"), ("flex", "0.0018")], ids=["standard", "flex"])
+def test_the_share_of_cached_input_and_its_savings_are_shown(
+    workspace: Any, cli: Any, provider: Any, tier: str | None, saved: str
+) -> None:
     workspace.write(
         "rowmill.yaml",
         f'providers: {{test: {{base_url: "{provider.base_url}"}}}}\n'
-        "prices: {m: {input_per_million: 4, cached_input_per_million: 1, output_per_million: 8}}\n",
+        "prices: {m: {input_per_million: 4, cached_input_per_million: 1, output_per_million: 8, tiers: {flex: 0.5}}}\n",
     )
 
     def script(path: str, body: dict[str, Any], count: int) -> Any:
         reply = chat_reply("yes", "m", 1000, 5)
         reply["usage"]["prompt_tokens_details"] = {"cached_tokens": 600}
+        reply["service_tier"] = tier
         return reply
 
     provider.script = script
@@ -106,7 +110,7 @@ def test_the_share_of_cached_input_and_its_savings_are_shown(workspace: Any, cli
     cli.run(job)
     page = page_of(cli, job)
     assert 'data-fact="cached_share" value="0.6">60.0 %' in page
-    assert 'data-fact="cache_savings_usd" value="0.0036">$0.0036' in page
+    assert f'data-fact="cache_savings_usd" value="{saved}">${saved}' in page
 
 
 def test_a_job_without_cached_input_shows_no_cache(workspace: Any, cli: Any) -> None:
