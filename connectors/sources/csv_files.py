@@ -35,6 +35,8 @@ from connectors.storage.input_files import (
 SUFFIXES = (".csv", ".tsv")
 POSITION = "_rowmill_place"
 """Column of the scratch files with a row's position: file number * 2**40 + line."""
+OTHER_DELIMITERS = {";": ";", "\t": "\\t", "|": "|"}
+"""Those that a header without a comma may have been written with -> as a job file writes them."""
 MAX_BATCH_ROWS = 8192
 MAX_BATCH_CHARACTERS = 16 << 20
 MAX_LINE_CHARACTERS = 200
@@ -166,6 +168,8 @@ class CsvSource(FilesModel):
                         texts.empty.append(file)
                         continue
                     raise DataError(file, "has no readable line", "leave it out or fix it")
+                if self.header and "delimiter" not in self.model_fields_set:
+                    _check_delimiter(file, first)
                 header = _header(file, first) if self.header else tuple(f"column{n}" for n in range(len(first.values)))
                 if first_file is not None and header != texts.names:
                     raise DataError(
@@ -293,6 +297,18 @@ def _header(file: Path, record: CsvRecord) -> tuple[str, ...]:
     return names
 
 
+def _check_delimiter(file: Path, header: CsvRecord) -> None:
+    """DataError for a header of one column that another delimiter would part."""
+    name = header.values[0]
+    delimiter = max(OTHER_DELIMITERS, key=name.count)
+    if len(header.values) == 1 and delimiter in name:
+        raise DataError(
+            f"{file}:{header.line}",
+            f"the header is a single column, {name[:MAX_LINE_CHARACTERS]}",
+            f'add delimiter: "{OTHER_DELIMITERS[delimiter]}" to the source (or delimiter: "," if it is one column)',
+        )
+
+
 def _valid_records(
     file: Path, rows: Iterable[CsvRecord], width: int, rejected: list[RejectedLine]
 ) -> Iterator[CsvRecord]:
@@ -319,8 +335,8 @@ def _is_text(text: str) -> bool:
 
 
 def _rejected_lines(rejected: Sequence[RejectedLine]) -> DataError:
-    first = rejected[0]
-    more = f" (and {len(rejected) - 1} more lines)" if len(rejected) > 1 else ""
+    first, others = rejected[0], len(rejected) - 1
+    more = f" (and {others:,} more {'line' if others == 1 else 'lines'})" if others else ""
     line = first.raw[:MAX_LINE_CHARACTERS].replace("\n", "\\n").replace("\r", "\\r")
     return DataError(
         f"{first.file}:{first.line}",

@@ -62,7 +62,7 @@ class RequestQueue(asyncio.Queue[RequestGroup]):
     """So many, at the front."""
 
     def _put(self, item: RequestGroup) -> None:
-        if item.exchanges:
+        if item.exchanges or item.is_verification:
             self._queue.insert(self._sent_before, item)
             self._sent_before += 1
         else:

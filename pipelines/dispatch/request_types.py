@@ -185,6 +185,8 @@ class RequestGroup:
     attempts: int = 0
     """Exchanges that count against retry.attempts: not 429s, nor probes of a provider that is down."""
     exchanges: int = 0
+    is_verification: bool = False
+    """Whether it requests a row alone that has a packed answer already: its first exchange is no retry."""
     failed_member: Route | None = None
     """The member of a pool that failed it last."""
     has_renewed_key: bool = False
@@ -248,7 +250,12 @@ class RequestGroup:
             return ()
         left = [request for request, result in zip(self.requests, results, strict=True) if result is None]
         groups = packing.smaller_groups(left, len(self.requests))
-        return [RequestGroup(self.route, group, exchanges=self.exchanges) for group in groups]
+        return [
+            RequestGroup(self.route, group, is_verification=True)
+            if packing.is_unverified(group)
+            else RequestGroup(self.route, group, exchanges=self.exchanges)
+            for group in groups
+        ]
 
     def halves(self) -> "Sequence[RequestGroup]":
         """Return two groups with half of the requests each, to find the one that is refused."""

@@ -9,6 +9,8 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
+from connectors.contracts import Endpoint
+from connectors.endpoints.conversation.conversation_endpoint import ConversationEndpoint
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.workspace_file import LOCAL
 from pipelines.dispatch.request_types import total_cost
@@ -70,6 +72,8 @@ class StepPlan:
     """Earlier answers on which the length of the next is based; 0: estimated."""
     guessed_answer: int | None
     """Default tokens of an answer if nothing is known of its length; None if something is."""
+    model_limit: int | None
+    """Tokens that the longest answer may have, if only the model bounds them; None if `params` does."""
     latency_ms: float | None
     """Mean latency of the step's answers, else of the same model's answers elsewhere; None if there are none."""
     audio_seconds: float
@@ -196,6 +200,11 @@ def build_plan(loaded: LoadedJob) -> Plan:
         )
 
 
+def _model_limit(endpoint: Endpoint) -> int | None:
+    is_limited = not isinstance(endpoint, ConversationEndpoint) or endpoint.token_limits
+    return None if is_limited else endpoint.output_bound
+
+
 def _step(ready: PreparedJob, estimate: StepEstimate, scale: float) -> StepPlan:
     step, cost = estimate.step, estimate.cost
     costs = [cost, *estimate.rescued_costs]
@@ -222,6 +231,7 @@ def _step(ready: PreparedJob, estimate: StepEstimate, scale: float) -> StepPlan:
         ),
         answers_seen=estimate.answer.seen,
         guessed_answer=round(estimate.answer.expected_tokens) if estimate.answer.is_guess else None,
+        model_limit=_model_limit(step.endpoint),
         latency_ms=estimate.answer.latency_ms,
         audio_seconds=round(cost.audio_seconds * scale, 3),
         characters=round(cost.characters * scale),

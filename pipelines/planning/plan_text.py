@@ -1,5 +1,6 @@
 """The screen of `rowmill plan`: rows, steps, cost, time, disk space, and the first requests."""
 
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 EXAMPLE_TURNS = 5
 """Messages of a request that are shown."""
+_MEDIA_NAME = re.compile("rowmill-media:([0-9a-f]{8})[0-9a-f]{56}")
+"""What stands in a request's body for the content of a file."""
 MAX_EXAMPLE_CHARACTERS = 2000
 """Of one message or parameter, however wide the output is."""
 
@@ -96,6 +99,8 @@ def _notes(step: StepPlan) -> Iterator[str]:
         yield f"packed: {_sizes(step)}; without `pack`: {_sizes(step, step.unpacked)}"
         if step.high_usd:
             yield "its highest cost counts every pack as sent again in halves, down to single rows"
+    if step.model_limit and step.high_usd:
+        yield f"without max_tokens, the highest cost counts answers of {step.model_limit:,} tokens"
     if step.in_ledger:
         yield f"{step.in_ledger:,} answers are in the ledger already and cost nothing"
     if step.rescued:
@@ -235,4 +240,5 @@ def _turns(name: str, turns: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str,
 
 
 def _shorten(text: str) -> str:
+    text = _MEDIA_NAME.sub(r"(a file with the SHA-256 \1…)", text)
     return single_line(text[: 2 * MAX_EXAMPLE_CHARACTERS])[:MAX_EXAMPLE_CHARACTERS]

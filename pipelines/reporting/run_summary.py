@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-def format_report(report: RunReport, path: str) -> "RenderableType":
-    """Draw the closing summary of the job file at `path`."""
+def format_report(report: RunReport, path: str, database: str | None = None) -> "RenderableType":
+    """Draw the closing summary of the job file at `path`. `database`: the DuckDB file with the tables; None: none."""
     from rich.console import Group
     from rich.padding import Padding
     from rich.text import Text
@@ -48,7 +48,8 @@ def format_report(report: RunReport, path: str) -> "RenderableType":
     if report.steps and not is_idle:
         rows = [{"step": step.step, "requests": step.requests, "cost_usd": step.cost_usd} for step in report.steps]
         parts += ["", Padding(DataTable(rows, decimals=decimals), (0, 0, 0, 2), expand=False)]
-    places = {**(report.tables or {}), "next": _next_command(report, path)}
+    places = {name: f"{place} in {database}" if database else place for name, place in (report.tables or {}).items()}
+    places["next"] = _next_command(report, path)
     return Group(*parts, "", Padding(fact_list(places.items()), (0, 0, 0, 2)))
 
 

@@ -284,9 +284,14 @@ class ConversationEndpoint(BaseEndpoint):
         """Return what `values` returns for a reply with this answer."""
         return self._columns.text_values(answer)
 
-    def _find_output_bound(self, sent_models: Sequence[str]) -> int | None:
+    @property
+    def token_limits(self) -> Sequence[int]:
+        """The most tokens of an answer, as `params` sets them; empty: only the model bounds it."""
         values = [self._fixed.get(name) for name in self._wire_format.max_token_params]
-        limits = [limit for limit in values if isinstance(limit, int)]
+        return [limit for limit in values if isinstance(limit, int)]
+
+    def _find_output_bound(self, sent_models: Sequence[str]) -> int | None:
+        limits = self.token_limits
         bound = min(limits) if limits else largest_output(sent_models)
         count = self._fixed.get("n")
         return None if bound is None else bound * (count if isinstance(count, int) else 1)

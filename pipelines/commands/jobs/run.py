@@ -207,7 +207,7 @@ def _run_all(
             if report.is_skipped:
                 print_problem(f"{job.name}: {report.stopped}; fix that and run again", as_lines, job.name)
         elif not options.is_quiet:
-            print_out(format_report(report, str(job.path)))
+            print_out(format_report(report, str(job.path), getattr(job.require().job.sink, "duckdb", None)))
         elif report.stopped is not None:
             print_problem(f"{report.job}: stopped: {report.stopped}", as_lines, report.job, report.run_id)
 

@@ -64,6 +64,8 @@ def run_command(jobs: tuple[str, ...], once: bool, parallel: int, log: Literal["
     if not once:
         daemon.log_event("begin", f"scheduled: {', '.join(f'{job.name} ({job.cron})' for job in chosen)}")
     code = asyncio.run(daemon.run(once))
+    if once and not daemon.exit_codes:
+        daemon.log_event("idle", f"nothing is due: {', '.join(f'{job.name} ({job.cron})' for job in chosen)}")
     return code or (min(daemon.exit_codes, key=WORST_FIRST.index, default=0) if once else 0)
 
 

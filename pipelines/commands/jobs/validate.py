@@ -24,6 +24,7 @@ def validate_command(jobs: tuple[str, ...]) -> int:
 
     from pipelines.config.job_graph import load_jobs, sort_jobs
     from pipelines.execution.invocation import check_before_run
+    from pipelines.formatting import format_count
     from pipelines.preparation.job_warnings import job_warnings, missing_file_warnings
     from pipelines.preparation.prepared_job import prepare_job
     from pipelines.preparation.schema_evolution import schema_refusal, sink_types
@@ -57,8 +58,9 @@ def validate_command(jobs: tuple[str, ...]) -> int:
                 warnings = workspace.warnings(ready.job.providers)
                 for warning in (*warnings, *job_warnings(ready), *missing_file_warnings(ready)):
                     click.echo(warning, err=True)
-                columns = f"{len(ready.reader.schema)} input columns, {len(ready.shape.results)} output columns"
-                click.echo(f"{loaded.path}: OK, job {ready.job.name} ({columns})")
+                columns_in = format_count(len(ready.reader.schema), "input column")
+                columns_out = format_count(len(ready.shape.results), "output column")
+                click.echo(f"{loaded.path}: OK, job {ready.job.name} ({columns_in}, {columns_out})")
         except RowmillError as exc:
             click.echo(str(exc), err=True)
             worst = 2

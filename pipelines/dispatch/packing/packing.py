@@ -79,9 +79,13 @@ class Packing:
     def _groups(self, requests: Sequence[Request], rows: int) -> Iterator[tuple[Request, ...]]:
         if not self._unverified:
             return self._form.groups(requests, rows)
-        alone = [(request,) for request in requests if request.fingerprint in self._unverified]
+        alone = [(request,) for request in requests if self.is_unverified((request,))]
         others = [request for request in requests if request.fingerprint not in self._unverified]
         return itertools.chain(alone, self._form.groups(others, rows))
+
+    def is_unverified(self, group: Sequence[Request]) -> bool:
+        """Return whether these are a single row whose packed answer waits for its single one."""
+        return len(group) == 1 and group[0].fingerprint in self._unverified
 
     def is_verified(self, request: Request) -> bool:
         """Return whether a row of a pack is requested alone too."""

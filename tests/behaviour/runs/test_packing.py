@@ -429,7 +429,7 @@ def test_verified_rows_keep_their_single_answer_and_measure_agreement(
     assert report["pack_agreement"] == 0.0
     assert 10 <= len(single) <= 30
     assert all(row["answer"] == f"TEXT {row['id']}" for row in single)
-    assert report["requests"] == 4 + len(single)
+    assert (report["requests"], report["retries"]) == (4 + len(single), 0)
 
 
 def test_agreement_is_in_the_summary_and_the_report(cli: Cli, workspace: Workspace, provider: ScriptedProvider) -> None:

@@ -314,6 +314,18 @@ def test_the_screen_of_a_plan(reviews: Any, cli: Any, screen: Screen, monkeypatc
     assert max(len(line) for line in cli.out.splitlines()) <= 80
 
 
+@pytest.mark.parametrize("limit", [", params: {max_tokens: 20}", ""], ids=["limit", "no limit"])
+def test_the_plan_says_if_only_the_model_bounds_an_answer(cli: Cli, workspace: Workspace, limit: str) -> None:
+    workspace.csv(2)
+    with (workspace.folder / "rowmill.yaml").open("a") as file:
+        file.write("  gpt-4o-mini: {input_per_million: 1, output_per_million: 2}\n")
+    model = "endpoint: chat, provider: test, model: gpt-4o-mini"
+    step = f'{{name: a, {model}, messages: [{{user: "{{{{ text }}}}"}}]{limit}}}'
+    assert cli("plan", workspace.job(steps=f"[{step}]")) == 0
+    note = "without max_tokens, the highest cost counts answers of 16,384 tokens"
+    assert (note in cli.out) == (limit == "")
+
+
 def test_the_plan_names_constant_text_that_follows_row_text(cli: Cli, workspace: Workspace) -> None:
     workspace.csv(3)
     rules = "Answer with exactly one of the words billing, bug, praise or other, in lower case and without a full stop."
