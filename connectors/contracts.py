@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, Self
 
 import duckdb
 import pyarrow as pa
+from msgspec import Struct, field
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from connectors.errors import KeyPath
@@ -185,13 +185,12 @@ class KeySource(Protocol):
         """Return a key other than the rejected one if possible: callers that wait share one renewal."""
 
 
-@dataclass(frozen=True, slots=True)
-class Provider:
+class Provider(Struct, frozen=True):
     """An API server with its key and limits."""
 
     name: str
     base_url: str
-    api_key: str | None = field(default=None, repr=False)
+    api_key: str | None = None
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     concurrency: int | None = None
@@ -200,19 +199,23 @@ class Provider:
     is_local: bool = False
     api_key_header: str | None = None
     """The header that carries the bare key; None: `Authorization: Bearer KEY`."""
-    key_source: KeySource | None = field(default=None, repr=False)
+    key_source: KeySource | None = None
     """In place of `api_key`: keys that expire."""
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict)
     """Added to every request, like `query`; values may be secret."""
-    query: Mapping[str, str] = field(default_factory=dict, repr=False)
-    secrets: tuple[str, ...] = field(default=(), repr=False)
+    query: Mapping[str, str] = field(default_factory=dict)
+    secrets: tuple[str, ...] = ()
     """The values of `headers` and `query` that are secret."""
     models: Mapping[str, str] = field(default_factory=dict)
     """Model in the job -> model that is sent; a model that is not named is sent as it is."""
-    ca_certificates: str | None = field(default=None, repr=False)
+    ca_certificates: str | None = None
     """PEM text of certificates that are trusted besides the system's."""
-    proxy: str | None = field(default=None, repr=False)
+    proxy: str | None = None
     """Address of the proxy of every request, perhaps with user and password; None: no proxy."""
+
+    def __repr__(self) -> str:
+        """Name it without its secrets."""
+        return f"Provider({self.name!r}, {self.base_url!r})"
 
     @property
     def tag(self) -> str:
@@ -224,8 +227,7 @@ class Provider:
         return self.models.get(model, model)
 
 
-@dataclass(frozen=True, slots=True)
-class SourceContext:
+class SourceContext(Struct, frozen=True):
     """The surroundings of a source."""
 
     workspace: Path
@@ -242,8 +244,7 @@ class SourceContext:
     """A file in which a source without a schema remembers its columns for runs without rows."""
 
 
-@dataclass(frozen=True, slots=True)
-class SourceColumn:
+class SourceColumn(Struct, frozen=True):
     """How a column is read from a relation, if not by its name alone. All SQL is over the relation's rows."""
 
     value: str
@@ -262,8 +263,7 @@ class SourceColumn:
     """(what was found, what to do) if the column's values would change; such a column cannot be used."""
 
 
-@dataclass(frozen=True, slots=True)
-class OpenedSource:
+class OpenedSource(Struct, frozen=True):
     """A source that DuckDB can read."""
 
     relation: str
@@ -295,8 +295,7 @@ class Source(Protocol):
         """Make the rows visible to DuckDB; DataError (with file, row and remedy) if they are not all readable."""
 
 
-@dataclass(frozen=True, slots=True)
-class EmbeddingFacts:
+class EmbeddingFacts(Struct, frozen=True):
     """What the ledger has learned of the embeddings of a provider's model; None: unknown."""
 
     dimensions: int | None = None
@@ -307,8 +306,7 @@ class EmbeddingFacts:
     """`float` if base64 was refused."""
 
 
-@dataclass(frozen=True, slots=True)
-class StepContext:
+class StepContext(Struct, frozen=True):
     """The surroundings of an endpoint: all it needs besides its keys in the job file."""
 
     provider_tag: str
@@ -332,8 +330,7 @@ class StepContext:
         return model if model in self.sent_models or not self.sent_models else self.sent_models[0]
 
 
-@dataclass(frozen=True, slots=True)
-class MediaColumn:
+class MediaColumn(Struct, frozen=True):
     """A column of files, which are read before `request`: a value becomes Media, a list of values a list of Media.
 
     Null stays None. A value that is not such a file, or too large, is an `input` error of its row.
@@ -532,8 +529,7 @@ class MalformedReply(Exception):
         self.usage = usage
 
 
-@dataclass(frozen=True, slots=True)
-class TableShape:
+class TableShape(Struct, frozen=True):
     """Schemas of a job's tables."""
 
     key: tuple[str, ...]
@@ -555,8 +551,7 @@ class TableShape:
         return self.key if self.child_index is None else self.key[:-1]
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(Struct, frozen=True):
     """Finished rows for the sink. It contains each key at most once, and all children of a source row."""
 
     results: pa.Table
@@ -572,8 +567,7 @@ class Commit:
     """Existing part -> source keys of rows to remove from it: their source rows have no children any more."""
 
 
-@dataclass(frozen=True, slots=True)
-class UsageMark:
+class UsageMark(Struct, frozen=True):
     """A range of a ledger's exchanges that a usage table contains."""
 
     ledger: str

@@ -1,12 +1,11 @@
 """Records that pass between rows, requests, replies and tables."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Literal, TypeVar, dataclass_transform
+from typing import Any, Literal
 
-T = TypeVar("T")
+from msgspec import Struct
 
 Row = Mapping[str, Any]
 """One row's values by column name, as Python values of Arrow's `to_pylist`."""
@@ -29,15 +28,6 @@ KEPT_CHILDREN_PREFIX = "_row_children_"
 
 Values = tuple[Any, ...]
 """One row's outputs of one step, in the order of the endpoint's `fields`."""
-
-
-@dataclass_transform(frozen_default=True)
-def record(kind: type[T]) -> type[T]:
-    """Make a slotted dataclass that mypy treats as frozen.
-
-    A runtime-frozen one sets each field by a call: with 16 fields, creating it takes ten times as long.
-    """
-    return dataclass(slots=True, unsafe_hash=True)(kind)
 
 
 ErrorClass = Literal[
@@ -74,8 +64,7 @@ CHECK_FAILED = "check_failed"
 """The code of the error of a row whose answer fails a check of its step."""
 
 
-@dataclass(frozen=True, slots=True)
-class RowError:
+class RowError(Struct, frozen=True):
     """The reason why a row has no result, in the provider's words if it gave one."""
 
     error_class: ErrorClass
@@ -89,8 +78,7 @@ class RowError:
     request_id: str | None = None
 
 
-@record
-class Usage:
+class Usage(Struct, frozen=True):
     """The usage of one exchange, as the reply reports it; None: not reported."""
 
     input_tokens: int | None = None
@@ -135,8 +123,7 @@ class Usage:
 NO_USAGE = Usage()
 
 
-@dataclass(frozen=True, slots=True)
-class Media:
+class Media(Struct, frozen=True):
     """A picture or an audio file of a row, measured and checked before its request is built."""
 
     digest: str
@@ -167,8 +154,7 @@ class Media:
         return self.data if self.data is not None else (self.path or Path()).read_bytes()
 
 
-@dataclass(frozen=True, slots=True)
-class BillingTerms:
+class BillingTerms(Struct, frozen=True):
     """What the requests of a step name of how they are billed."""
 
     service_tier: str | None = None
@@ -181,8 +167,7 @@ class BillingTerms:
     """Whether it has documents or audio: only the context window bounds their tokens."""
 
 
-@record
-class Request:
+class Request(Struct, frozen=True):
     """The request of one row, sent alone or in a group, and the ledger's key of its answer."""
 
     fingerprint: bytes
@@ -223,8 +208,7 @@ def is_rescued(request: Request, error: RowError) -> bool:
     return error.error_class in request.rescued_classes
 
 
-@record
-class Call:
+class Call(Struct, frozen=True):
     """An HTTP request to send."""
 
     method: str
@@ -240,8 +224,7 @@ class Call:
     """After a 401 with a key that expires: renew it and repeat the call, renew it only, or do neither."""
 
 
-@record
-class Reply:
+class Reply(Struct, frozen=True):
     """A complete HTTP reply."""
 
     status: int

@@ -10,11 +10,11 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Self
 
 import orjson
+from msgspec import Struct
 
 from connectors.documents.document import Document
 from connectors.documents.frames import receive_frame, send_frame
@@ -31,8 +31,7 @@ class ReaderUnavailable(Exception):
     """A document was not read through no fault of its own."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReadLimits:
+class ReadLimits(Struct, frozen=True):
     """What reading one document may take."""
 
     seconds: int = 120
@@ -45,10 +44,13 @@ class ReadLimits:
     """Documents that are read at the same time."""
 
 
+USUAL_LIMITS = ReadLimits()
+
+
 class DocumentReader:
     """Reads documents, a few at a time. Processes start with the first document and end with `close`."""
 
-    def __init__(self, limits: ReadLimits = ReadLimits()) -> None:
+    def __init__(self, limits: ReadLimits = USUAL_LIMITS) -> None:
         self._limits = limits
         self._threads = ThreadPoolExecutor(limits.workers, "documents")
         self._workers = [_Worker(limits) for _ in range(limits.workers)]

@@ -2,16 +2,15 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from msgspec import Struct
 
 Choice = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class AlteredAnswer:
+class AlteredAnswer(Struct, frozen=True):
     """A change of every choice of a completion."""
 
     change: Callable[[Choice, str], None]

@@ -1,17 +1,16 @@
 """Packed answers as models get them wrong: named faults of a reply whose JSON has a list `answers`, one entry each."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from msgspec import Struct
 
 Item = dict[str, Any]
 UNKNOWN_ID = "zzzzzz"
 
 
-@dataclass(frozen=True, slots=True)
-class AlteredPack:
+class AlteredPack(Struct, frozen=True):
     """A change of the items of a packed answer."""
 
     change: Callable[[Sequence[Item]], Sequence[Item]] = lambda items: items

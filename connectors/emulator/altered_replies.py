@@ -1,11 +1,11 @@
 """Whole replies as some servers write them: named faults of framing, usage, vectors and transcripts, one entry each."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
 from aiohttp import web
+from msgspec import Struct
 
 Body = dict[str, Any]
 KEEP_ALIVE = b"data: : keepalive\n\n"
@@ -13,8 +13,7 @@ MAX_TEXTS = 10
 """Of the entry `ten-texts`."""
 
 
-@dataclass(frozen=True, slots=True)
-class AlteredReply:
+class AlteredReply(Struct, frozen=True):
     """A change of a reply; a stream is changed event by event."""
 
     change: Callable[[Body], None] = lambda body: None

@@ -3,12 +3,12 @@
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import orjson
 from aiohttp import web
+from msgspec import Struct, field
 
 LOCAL_NAME = "rowmill-local"
 """Marks every answer as local: in `system_fingerprint` if the API has it, and by the header `x-rowmill-local`."""
@@ -37,8 +37,7 @@ class ApiError(Exception):
         }
 
 
-@dataclass(slots=True)
-class EmulatorState:
+class EmulatorState(Struct):
     """State between requests (files, batches, stored responses), in memory or below a folder."""
 
     folder: Path | None = None
@@ -50,8 +49,7 @@ class EmulatorState:
     """Running batch tasks by batch id."""
 
 
-@dataclass(frozen=True, slots=True)
-class ApiRequest:
+class ApiRequest(Struct, frozen=True):
     """One request to a route, with its body."""
 
     http_request: web.Request
@@ -65,8 +63,7 @@ class ApiRequest:
 Handler = Callable[[ApiRequest], Awaitable[web.StreamResponse]]
 
 
-@dataclass(frozen=True, slots=True)
-class ApiRoute:
+class ApiRoute(Struct, frozen=True):
     """A method and path below /v1 with its handler."""
 
     method: str

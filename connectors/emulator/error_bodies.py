@@ -1,17 +1,16 @@
 """Error replies in the words of real providers: the named faults of the emulator, one entry each."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 from aiohttp import web
+from msgspec import Struct, field
 
 JsonBody = Mapping[str, Any] | list[Any]
 
 
-@dataclass(frozen=True, slots=True)
-class ErrorReply:
+class ErrorReply(Struct, frozen=True):
     """A status with the body that a provider sends with it."""
 
     status: int

@@ -9,10 +9,10 @@ import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import web
+from msgspec import Struct
 
 from connectors.emulator import models
 from connectors.emulator.api import ApiError, ApiRequest, ApiRoute, EmulatorState, Handler, json_answer
@@ -43,8 +43,7 @@ EXTRA_HEADERS = web.RequestKey("rowmill_headers", dict[str, str])
 STARTED_AT = web.RequestKey("rowmill_started_at", float)
 
 
-@dataclass(frozen=True, slots=True)
-class EmulatorOptions:
+class EmulatorOptions(Struct, frozen=True):
     """Behaviour of the emulator; by default any key works and nothing is limited."""
 
     api_key: str | None = None

@@ -1,10 +1,10 @@
 """Request checks: the first violation of a schema as the API's 400 that names the parameter, in its wording."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from jsonschema_rs import ValidationError
+from msgspec import Struct
 
 from connectors.emulator.api import ApiError
 from connectors.emulator.api_schemas import RequestSchema
@@ -92,8 +92,7 @@ def type_name(value: Any) -> str:
     return "an object"
 
 
-@dataclass(frozen=True, slots=True)
-class _Violation:
+class _Violation(Struct, frozen=True):
     """One violation of a schema by a body, as the API reports it."""
 
     error: ValidationError

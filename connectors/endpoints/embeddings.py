@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import orjson
 import pyarrow as pa
+from msgspec.structs import replace
 from pybase64 import b64decode
 from pydantic import Field
 

@@ -3,13 +3,13 @@
 import base64
 import binascii
 from collections.abc import Sequence
-from dataclasses import replace
 from hashlib import sha256
 from math import ceil
 from typing import Annotated, Any, Literal
 
 import orjson
 import pyarrow as pa
+from msgspec.structs import replace
 from pydantic import Field
 
 from connectors.contracts import BaseEndpoint, MalformedReply, StepContext, StepModel, TemplateText

@@ -2,8 +2,9 @@
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import BinaryIO, Literal
+
+from msgspec import Struct
 
 HEAD_BYTES = 4096
 """How many first bytes `detect_type` needs."""
@@ -11,8 +12,7 @@ HEAD_BYTES = 4096
 MediaGroup = Literal["image", "audio", "document"]
 
 
-@dataclass(frozen=True, slots=True)
-class FileType:
+class FileType(Struct, frozen=True):
     """Type of a content."""
 
     group: MediaGroup

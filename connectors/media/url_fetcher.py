@@ -6,12 +6,12 @@ import re
 import socket
 import ssl
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import BinaryIO
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from msgspec import Struct
 from yarl import URL
 
 from connectors.records import ErrorClass
@@ -52,8 +52,7 @@ def is_private(address: str) -> bool:
     return not ip.is_global or ip.is_multicast or ip.is_reserved or ip.is_unspecified
 
 
-@dataclass(frozen=True, slots=True)
-class WebAccess:
+class WebAccess(Struct, frozen=True):
     """The way to hosts outside: through which proxy, and whose certificates are trusted."""
 
     proxy_of: Callable[[str], str | None] = lambda url: None

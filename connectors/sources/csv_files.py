@@ -7,13 +7,13 @@ import itertools
 import lzma
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
+from msgspec import Struct, field
 from pydantic import Field, field_validator
 
 from connectors.contracts import Columns, OpenedSource, SourceColumn, SourceContext
@@ -240,8 +240,7 @@ class CsvSource(FilesModel):
             yield RejectedLine(str(files[position >> 40]), position & ((1 << 40) - 1), message, line.getvalue())
 
 
-@dataclass(slots=True)
-class CsvTexts:
+class CsvTexts(Struct):
     """The records of all files as texts in Parquet files of the scratch folder."""
 
     names: tuple[str, ...] = ()

@@ -5,9 +5,10 @@ import csv
 import io
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+from msgspec import Struct
 
 from connectors.storage.compressed_files import open_file
 
@@ -35,8 +36,7 @@ class RejectedLine(NamedTuple):
     raw: str
 
 
-@dataclass(frozen=True, slots=True)
-class CsvFormat:
+class CsvFormat(Struct, frozen=True):
     """How a delimited text file is written."""
 
     delimiter: str

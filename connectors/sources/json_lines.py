@@ -2,13 +2,13 @@
 
 import lzma
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import orjson
 import pyarrow.parquet as pq
+from msgspec import Struct
 from pydantic import Field
 
 from connectors.contracts import Columns, OpenedSource, SourceColumn, SourceContext
@@ -123,8 +123,7 @@ class JsonlSource(FilesModel):
         return OpenedSource(table.relation, columns, warnings=warnings, has_empty_files=bool(empty))
 
 
-@dataclass(frozen=True, slots=True)
-class JsonTable:
+class JsonTable(Struct, frozen=True):
     """The lines of all files as a Parquet file of the scratch folder: numbers, lists and objects as their texts."""
 
     target: Path

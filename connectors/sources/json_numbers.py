@@ -3,12 +3,12 @@
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import orjson
+from msgspec import Struct
 
 from connectors.sql import literal
 from connectors.storage.compressed_files import open_file
@@ -40,8 +40,7 @@ class JsonNumber(str):
     __slots__ = ()
 
 
-@dataclass(frozen=True, slots=True)
-class NumberLeaves:
+class NumberLeaves(Struct, frozen=True):
     """The numbers inside lists and objects that no DOUBLE holds, by their paths."""
 
     whole: frozenset[JsonPath] = frozenset()

@@ -5,8 +5,9 @@ import glob
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from connectors.errors import DataError, KeyPath
 from connectors.storage import object_store
@@ -89,8 +90,7 @@ def input_objects(
     return tuple(by_url[url] for url in sorted(by_url))
 
 
-@dataclass(frozen=True, slots=True)
-class DownloadedObjects:
+class DownloadedObjects(Struct, frozen=True):
     """Objects copied into a folder of this machine, for readers that need files."""
 
     urls: dict[Path, str]

@@ -4,11 +4,12 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from connectors.errors import DataError, JobError, KeyPath
 from connectors.storage.compressed_files import has_suffix
@@ -28,8 +29,7 @@ MAX_ERROR_CHARACTERS = 300
 """Length of the store's error text in a message."""
 
 
-@dataclass(frozen=True, slots=True)
-class StoredObject:
+class StoredObject(Struct, frozen=True):
     """An existing object."""
 
     url: str

@@ -3,9 +3,10 @@
 import io
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from msgspec import Struct
 
 STAGING = ".staging"
 """Folder of everything unfinished; it is gone when nothing is in progress."""
@@ -15,8 +16,7 @@ EMPTY_PART = "0-empty.parquet"
 """A part without rows that each table has, so that its schema outlasts its rows."""
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(Struct, frozen=True):
     """A Parquet file of a table."""
 
     name: str

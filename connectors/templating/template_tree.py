@@ -1,18 +1,17 @@
 """Nested values of a job file whose texts are templates over a row's columns."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from msgspec import Struct
 
 from connectors.errors import JobError, KeyPath
 from connectors.records import Row
 from connectors.templating.template import Template
 
 
-@dataclass(frozen=True, slots=True)
-class TemplateTree:
+class TemplateTree(Struct, frozen=True):
     """A value with templates in it, which each row renders."""
 
     render: Callable[[Row], Any]

@@ -5,11 +5,12 @@ import contextlib
 import io
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Concatenate, Literal, ParamSpec, Protocol, Self
 
 import aiohttp
+from msgspec import Struct
+from msgspec.structs import replace
 
 from connectors.contracts import KeyUnavailable, Provider
 from connectors.media.file_types import MEDIA_TYPES
@@ -32,8 +33,7 @@ MAX_UNSTREAMED_BYTES = 1 << 20
 """aiohttp writes a larger body at once and warns, so it gets such a body as a file."""
 
 
-@dataclass(frozen=True, slots=True)
-class RequestTimeouts:
+class RequestTimeouts(Struct, frozen=True):
     """Seconds until a request fails; 0: never."""
 
     connect_s: float = 10

@@ -3,10 +3,10 @@
 import ast
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from msgspec import Struct
 
 from connectors.records import Reply, RowError
 from connectors.transport.bounded_json import parse_json
@@ -133,8 +133,7 @@ def request_id(headers: Mapping[str, str]) -> str | None:
     return headers.get("x-request-id") or headers.get("request-id") or headers.get("apim-request-id")
 
 
-@dataclass(frozen=True, slots=True)
-class RateHeaders:
+class RateHeaders(Struct, frozen=True):
     """The `x-ratelimit-*` headers of an API key: the tighter of the project's and the organisation's limits."""
 
     limit_requests: int | None = None

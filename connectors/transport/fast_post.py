@@ -12,16 +12,14 @@ import re
 import ssl
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
+from msgspec import Struct
 from yarl import URL
-
-from connectors.records import record
 
 if TYPE_CHECKING:
     from aiohttp.client_reqrep import ConnectionKey
@@ -46,8 +44,7 @@ def is_enabled(release: str = aiohttp.__version__) -> bool:
     return os.environ.get(SWITCH) != "0" and release.startswith(SUPPORTED_RELEASES)
 
 
-@record
-class WholeReply:
+class WholeReply(Struct, frozen=True):
     """A usual reply that arrived in one piece."""
 
     headers: Mapping[str, str]
@@ -82,8 +79,7 @@ def whole_reply(received: bytes) -> WholeReply | None:
     return WholeReply(headers, received[end + 4 :])
 
 
-@record
-class ResponseHead:
+class ResponseHead(Struct, frozen=True):
     """A reply's status and headers, with the stream of its body."""
 
     status: int
@@ -91,8 +87,7 @@ class ResponseHead:
     content: aiohttp.StreamReader
 
 
-@dataclass(frozen=True, slots=True)
-class RequestHead:
+class RequestHead(Struct, frozen=True):
     """The part that all requests to one URL share."""
 
     target: aiohttp.ClientRequest

@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
+
+from msgspec import Struct
 
 from connectors.records import ErrorClass
 
@@ -32,8 +33,7 @@ class Words:
         return re.compile(self._source, re.I).fullmatch
 
 
-@dataclass(frozen=True, slots=True)
-class FaultRule:
+class FaultRule(Struct, frozen=True):
     """One line of the table: it applies if a code fits at `code_statuses`, or a word at `statuses`."""
 
     error_class: ErrorClass

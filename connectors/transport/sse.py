@@ -6,9 +6,9 @@ them, and a whole JSON value between keep-alives or before `[DONE]`.
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import orjson
+from msgspec import Struct
 
 _LINE_END = re.compile(r"\r\n|\n|\r")
 
@@ -30,8 +30,7 @@ MAX_DONE_CHARACTERS = 20
 _FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(Struct, frozen=True):
     """One event: its data lines joined by line feeds."""
 
     data: str

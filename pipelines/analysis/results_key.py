@@ -1,6 +1,6 @@
 """The key of a results table: that of the source, and after an `each` the number of the child."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from connectors.sql import identifier, identifier_list, key_text
 from pipelines.config.job import Job
@@ -8,8 +8,7 @@ from pipelines.config.steps.local_steps import EachStep, FoldStep
 from pipelines.preparation.source_reader import ROW_KEY
 
 
-@dataclass(frozen=True, slots=True)
-class ResultsKey:
+class ResultsKey(Struct, frozen=True):
     """The key of a results table."""
 
     source: tuple[str, ...]

@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
+from msgspec.structs import replace
 
 from connectors.contracts import MalformedReply, Provider, StepContext
 from connectors.endpoints.embeddings import EmbeddingsStep

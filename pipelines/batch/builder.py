@@ -2,9 +2,9 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import orjson
+from msgspec import Struct, field
 
 from connectors.records import Request, compact_copy
 from pipelines.batch.files import BatchFolder, BatchWriter
@@ -19,8 +19,7 @@ MAX_LINE_OVERHEAD_BYTES = 1024
 """Bytes that a line takes besides its body."""
 
 
-@dataclass(slots=True)
-class OpenBatchFile:
+class OpenBatchFile(Struct):
     """A batch that is being gathered."""
 
     batch: Batch

@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from connectors.endpoints.conversation.conversation_endpoint import ConversationEndpoint
 from connectors.records import ROW_ERROR_CLASSES, Request, RowError
@@ -87,8 +89,7 @@ class BatchProgress:
         return f"{batches} at the provider: {done:,} of {lines:,} requests answered"
 
 
-@dataclass(frozen=True, slots=True)
-class BatchOptions:
+class BatchOptions(Struct, frozen=True):
     """What the Batch API needs besides what every dispatcher needs."""
 
     batches: BatchLedger

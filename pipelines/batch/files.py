@@ -3,11 +3,11 @@
 import codecs
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
+from msgspec import Struct
 
 from connectors.records import Reply
 from connectors.transport.bounded_json import parse_json
@@ -108,8 +108,7 @@ class RequestBodies:
         return [orjson.dumps(body) for body in orjson.loads(line)]
 
 
-@dataclass(frozen=True, slots=True)
-class ResultLine:
+class ResultLine(Struct, frozen=True):
     """One line of an output or error file: the reply to the request at `place`, or the reason why there is none."""
 
     place: int | None

@@ -3,8 +3,9 @@
 import asyncio
 import itertools
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import Protocol
+
+from msgspec.structs import replace
 
 from connectors.records import RowError
 from pipelines.batch.batch_end import ABANDONED, LOST, completed_lines, missing_answer, refused_lines

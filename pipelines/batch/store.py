@@ -2,10 +2,10 @@
 
 import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
 import orjson
+from msgspec import Struct, field
 
 from connectors.endpoints.conversation.structured_modes import StructuredMode
 from pipelines.ledger.ledger import Ledger, now_us
@@ -14,8 +14,7 @@ State = Literal["noted", "uploaded", "created", "cancelled"]
 """`cancelled`: created, and then cancelled by this job."""
 
 
-@dataclass(frozen=True, slots=True)
-class BatchLine:
+class BatchLine(Struct, frozen=True):
     """One request of a batch's file, for one or several rows: recorded in the ledger, and not answered yet."""
 
     exchange_id: int
@@ -38,8 +37,7 @@ class BatchLine:
         return [tuple(keys[fingerprint]) for fingerprint in self.fingerprints]
 
 
-@dataclass(slots=True)
-class Batch:
+class Batch(Struct):
     """An open batch, and its lines that are not settled yet, by their place in the file."""
 
     mark: str

@@ -1,18 +1,17 @@
 """The `.env` file of a workspace: values of variables that the environment does not set."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from dotenv.parser import parse_stream
+from msgspec import Struct
 
 from connectors.errors import JobError
 
 DEFAULT_NAME = ".env"
 
 
-@dataclass(frozen=True, slots=True)
-class EnvFile:
+class EnvFile(Struct, frozen=True):
     """The contents of a `.env` file."""
 
     values: Mapping[str, str]

@@ -1,8 +1,10 @@
 """Jobs that read other jobs' results: their sinks, and the order in which they can run."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from connectors.contracts import Sink, TableShape
 from connectors.errors import JobError, KeyPath, dotted
@@ -13,15 +15,14 @@ from pipelines.config.overrides import NONE, Overrides
 from pipelines.config.workspace import Workspace
 
 
-@dataclass(frozen=True, slots=True)
-class GraphJob:
+class GraphJob(Struct, frozen=True):
     """One of several job files, and the jobs whose results it reads."""
 
     path: Path
     name: str
     """The path if the job is invalid."""
     needs: tuple[str, ...] = ()
-    loaded: LoadedJob | None = field(default=None, repr=False)
+    loaded: LoadedJob | None = None
     error: JobError | None = None
     """Why the job could not be loaded."""
 

@@ -1,14 +1,14 @@
 """Where each key of a job file or workspace comes from: file and line, or a flag of the command line."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from connectors.errors import KeyPath, dotted
 
 
-@dataclass(frozen=True, slots=True)
-class IncludedPart:
+class IncludedPart(Struct, frozen=True):
     """What a file gives to a job file at one key path: a text, or keys."""
 
     file: str
@@ -31,14 +31,13 @@ class IncludedPart:
         return f"{self.file}:{line}: {dotted(inner)}" if inner else f"{self.file}:{line}"
 
 
-@dataclass(frozen=True, slots=True)
-class KeyLocations:
+class KeyLocations(Struct, frozen=True):
     """The origin of each key path of one file."""
 
     file: str
     """The path as the user gave it; empty for values from Python."""
     lines: Mapping[KeyPath, int]
-    values: Mapping[str, Any] = field(repr=False)
+    values: Mapping[str, Any]
     """The file's values, flags applied."""
     flags: Mapping[KeyPath, str] = field(default_factory=dict)
     """Key path -> the flag that set it."""
@@ -46,6 +45,10 @@ class KeyLocations:
     """Key path that the user did not write -> what it was made of; longer paths first."""
     included: Mapping[KeyPath, IncludedPart] = field(default_factory=dict)
     """Key path -> the file that it was read from."""
+
+    def __repr__(self) -> str:
+        """Name it without its values: some are secret."""
+        return f"KeyLocations({self.file!r})"
 
     def locate(self, path: KeyPath, text_line: int | None = None) -> str:
         """Return `jobs/x.yaml:14: steps.label.model`, or the flag that set it; for an empty path the file alone.

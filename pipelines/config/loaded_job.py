@@ -1,10 +1,11 @@
 """A job file loaded once: its `Job`, its workspace, and the file and line of every key."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from msgspec import Struct, field
+from msgspec.structs import replace
 from pydantic import BaseModel, ValidationError
 
 from connectors.contracts import SinkModel, SourceModel
@@ -38,17 +39,16 @@ _ORIGINS: Mapping[KeyPath, KeyPath] = {("source", "key"): ("key",), ("source",):
 AnyJob = TypeVar("AnyJob", bound=Job)
 
 
-@dataclass(frozen=True, slots=True)
-class JobFile:
+class JobFile(Struct, frozen=True):
     """A job file that was read but not validated."""
 
     path: Path
     shown_path: str
     """As the user gave it; messages begin with it."""
-    content: YamlFile = field(repr=False)
+    content: YamlFile
     rows: Path | None = None
     """A Parquet file of rows passed from Python, in place of `source`."""
-    files: WorkspaceFiles = field(default_factory=WorkspaceFiles, repr=False, compare=False)
+    files: WorkspaceFiles = field(default_factory=WorkspaceFiles)
     """The files that it includes, as far as they were read."""
 
     @property
@@ -100,14 +100,13 @@ class JobFile:
         return values
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedJob:
+class LoadedJob(Struct, frozen=True):
     """A job as its file and the command line describe it, with its workspace and the location of every key."""
 
     job: Job
     workspace: Workspace
-    file: JobFile = field(repr=False)
-    locations: KeyLocations = field(repr=False)
+    file: JobFile
+    locations: KeyLocations
     overrides: Overrides = NONE
     written: Job | None = None
     """The job without the flags; None if the file alone is not valid."""

@@ -3,9 +3,10 @@
 import copy
 import os
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from connectors.errors import JobError, KeyPath, did_you_mean, dotted
 from pipelines.config.yaml_reader import parse_value
@@ -14,8 +15,7 @@ _ANSWER_SECTIONS = ("source", "steps", "name")
 """Sections that determine the answers and whose they are."""
 
 
-@dataclass(frozen=True, slots=True)
-class Overrides:
+class Overrides(Struct, frozen=True):
     """The flags of a command; None for a flag that was not given."""
 
     assignments: tuple[str, ...] = ()
@@ -55,8 +55,7 @@ class Overrides:
 NONE = Overrides()
 
 
-@dataclass(frozen=True, slots=True)
-class OverriddenValues:
+class OverriddenValues(Struct, frozen=True):
     """A job file's values with the flags applied, and which key path came from which flag."""
 
     values: dict[str, Any]

@@ -3,9 +3,9 @@
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from msgspec import Struct
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
@@ -14,8 +14,7 @@ from pipelines.config.key_locations import KeyLocations
 from pipelines.config.schema_lookup import Schema, known_keys, schemas_at
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigError:
+class ConfigError(Struct, frozen=True):
     """One error in a file's values, at a key path."""
 
     path: KeyPath

@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
+from msgspec import Struct
+from msgspec.structs import replace
 from pydantic import ValidationError
 
 from connectors.contracts import Provider
@@ -33,14 +34,13 @@ from pipelines.config.yaml_reader import read_yaml
 from pipelines.pricing.prices import PriceEntry
 
 
-@dataclass(frozen=True, slots=True)
-class Workspace:
+class Workspace(Struct, frozen=True):
     """The workspace of a job; a provider's key is read from the environment on demand and not stored."""
 
     folder: Path
     """Absolute."""
     settings: WorkspaceFile
-    locations: KeyLocations = field(repr=False)
+    locations: KeyLocations
     has_file: bool
 
     @property

@@ -3,10 +3,10 @@
 import functools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct, field
 from ruamel.yaml import YAML
 from ruamel.yaml.composer import Composer, ComposerError, MaxDepthExceededError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -54,12 +54,15 @@ _SYNTAX_ERRORS = (
 """(part of ruamel's message, what was found, what to do); the first that matches counts."""
 
 
-@dataclass(frozen=True, slots=True)
-class YamlFile:
+class YamlFile(Struct, frozen=True):
     """A file's values and the line (from 1) of each key path."""
 
     values: dict[str, Any]
     lines: Mapping[KeyPath, int]
+
+    def __repr__(self) -> str:
+        """Name it without its values: some are secret."""
+        return f"YamlFile({', '.join(map(str, self.values))})"
 
 
 def read_yaml(path: Path, shown: str) -> YamlFile:
@@ -172,8 +175,7 @@ def _compose(text: str) -> Node | None:
 _composed_once = functools.lru_cache(maxsize=8)(_compose)
 
 
-@dataclass(slots=True)
-class _Expansion:
+class _Expansion(Struct):
     """Turns a tree into values, aliases expanded, and records the line of each key path."""
 
     lines: dict[KeyPath, int] = field(default_factory=dict)

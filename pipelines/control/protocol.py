@@ -1,10 +1,10 @@
 """The protocol of a run's control socket: one JSON object a line, a request and its reply."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args
 
 import orjson
+from msgspec import Struct, field
 
 from connectors.errors import JobError
 
@@ -18,8 +18,7 @@ MAX_REPLY_BYTES = 16 << 20
 """Of one line from a run."""
 
 
-@dataclass(frozen=True, slots=True)
-class ControlRequest:
+class ControlRequest(Struct, frozen=True):
     """What a run is asked to do."""
 
     command: Command
@@ -47,8 +46,7 @@ class ControlRequest:
         return cls(command, values)  # type: ignore[arg-type]  # It is one of COMMANDS.
 
 
-@dataclass(frozen=True, slots=True)
-class ControlReply:
+class ControlReply(Struct, frozen=True):
     """What a run answers: its state, or why it refused the request."""
 
     state: Mapping[str, Any] | None = None

@@ -4,10 +4,10 @@ import hmac
 import re
 import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from urllib.parse import urlencode
 
 from aiohttp import web
+from msgspec import Struct, field
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Middleware = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
@@ -43,11 +43,14 @@ HEADERS = {
 NO_ACCESS = "Open the address that `rowmill watch` has printed: it holds the token of this page.\n"
 
 
-@dataclass(frozen=True, slots=True)
-class Access:
+class Access(Struct, frozen=True):
     """The secrets of one server: its token, and what forms carry."""
 
-    token: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
+    token: str = field(default_factory=lambda: secrets.token_urlsafe(24))
+
+    def __repr__(self) -> str:
+        """Name it without its token."""
+        return "Access()"
 
     @property
     def form_token(self) -> str:

@@ -1,12 +1,12 @@
 """Values of rows as the live page shows them: text is escaped, pictures and sounds are served from this machine."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import quote
 
 import orjson
+from msgspec import Struct
 
 from connectors.errors import JobError
 from connectors.media import file_types
@@ -29,8 +29,7 @@ SERVED_TYPES = frozenset(
 MAX_NAME_CHARACTERS = 400
 
 
-@dataclass(frozen=True, slots=True)
-class ServedFile:
+class ServedFile(Struct, frozen=True):
     """A picture or a sound of the workspace."""
 
     kind: ClassVar[str] = "file"
@@ -41,8 +40,7 @@ class ServedFile:
     is_sound: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ServedFiles:
+class ServedFiles(Struct, frozen=True):
     """Several of them."""
 
     kind: ClassVar[str] = "files"

@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
+
+from msgspec import Struct, field
 
 from pipelines.ledger.ledger_reader import LedgerReader
 
@@ -20,8 +21,7 @@ MAX_LATENCIES = 20_000
 PERCENTILES = (50, 95, 99)
 
 
-@dataclass(slots=True)
-class Totals:
+class Totals(Struct):
     """Sums over exchanges; costs in pico-dollars."""
 
     requests: int = 0
@@ -49,8 +49,7 @@ class Totals:
         return None if self.unpriced else self.known_cost
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(Struct, frozen=True):
     """What the exchanges of a row id in the ledger's table of routes have in common."""
 
     run_id: str
@@ -61,8 +60,7 @@ class Route:
     model: str
 
 
-@dataclass(slots=True)
-class FailedExchanges:
+class FailedExchanges(Struct):
     """Failed exchanges of one route, class and HTTP status."""
 
     requests: int
@@ -73,8 +71,7 @@ class FailedExchanges:
     """Of the first one."""
 
 
-@dataclass(slots=True)
-class Timeline:
+class Timeline(Struct):
     """Exchanges that ended in each interval of a run."""
 
     seconds: float = BUCKET_SECONDS

@@ -3,10 +3,10 @@
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import duckdb
+from msgspec import Struct, field
 
 from connectors.errors import RowmillError
 from pipelines.analysis.results import Results
@@ -33,8 +33,7 @@ NEWEST_ROWS = 5
 FAILED_ROWS = 10
 
 
-@dataclass(frozen=True, slots=True)
-class TableFacts:
+class TableFacts(Struct, frozen=True):
     """What the page shows of a job's tables."""
 
     newest: Table | None = None
@@ -44,8 +43,7 @@ class TableFacts:
     """Why they cannot be read."""
 
 
-@dataclass(frozen=True, slots=True)
-class JobFacts:
+class JobFacts(Struct, frozen=True):
     """What the page shows of a job besides the snapshot."""
 
     control: Mapping[str, Any] | None
@@ -111,8 +109,7 @@ class JobFactsReader:
             return {}
 
 
-@dataclass(frozen=True, slots=True)
-class Kept(Generic[T]):
+class Kept(Struct, Generic[T], frozen=True):
     """A value that was read."""
 
     value: T

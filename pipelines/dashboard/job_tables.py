@@ -1,12 +1,12 @@
 """Pages of a job's tables: the newest rows first, read from few parts, with one thread."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import duckdb
 import pyarrow.parquet as pq
+from msgspec import Struct
 
 from connectors.contracts import Sink
 from connectors.errors import DataError
@@ -24,8 +24,7 @@ _PARTS = "/*.parquet"
 _INTERNAL = (*HIDDEN_COLUMNS, "_part")
 
 
-@dataclass(frozen=True, slots=True)
-class TablePage:
+class TablePage(Struct, frozen=True):
     """Some rows of a table, the newest first."""
 
     rows: Sequence[Mapping[str, Any]]

@@ -1,12 +1,12 @@
 """Rendering of the live page: building blocks besides the report's, templates, and the style that both share."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 import minijinja
+from msgspec import Struct
 
 from pipelines.reporting.page.page_templates import page_environment, stylesheet
 
@@ -14,8 +14,7 @@ FOLDER = Path(__file__).parent
 TEMPLATES = FOLDER / "templates"
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(Struct, frozen=True):
     """A link to another page; `href` is made by Rowmill, never taken from a row."""
 
     kind: ClassVar[str] = "link"
@@ -26,8 +25,7 @@ class Link:
     note_css: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Cause:
+class Cause(Struct, frozen=True):
     """Why rows or requests failed, in plain words, with the error class."""
 
     kind: ClassVar[str] = "cause"
@@ -35,8 +33,7 @@ class Cause:
     error_class: str
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(Struct, frozen=True):
     """The state of a job or run: by colour, by symbol and by word."""
 
     kind: ClassVar[str] = "state"
@@ -49,8 +46,7 @@ class State:
         return {"good": "✓", "bad": "✕", "busy": "▶", "wait": "‖", "stop": "■", "idle": "–"}[self.css]
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(Struct, frozen=True):
     """A bar of the rows that are done and of those that failed."""
 
     kind: ClassVar[str] = "progress"
@@ -74,8 +70,7 @@ class Progress:
         return 0.0 if not self.total or not self.failed else max(0.6, round(100 * self.failed / self.total, 2))
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(Struct, frozen=True):
     """A part of a page; a live one is sent again when it has changed."""
 
     name: str
@@ -83,8 +78,7 @@ class Part:
     is_live: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(Struct, frozen=True):
     """A page with its parts."""
 
     title: str

@@ -1,11 +1,11 @@
 """The pages of rows: a table page by page, and everything about one row."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import duckdb
 import orjson
+from msgspec.structs import replace
 
 from connectors.contracts import Sink
 from connectors.errors import RowmillError

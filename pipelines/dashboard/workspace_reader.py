@@ -4,10 +4,12 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from connectors.errors import RowmillError
 from pipelines.config.job_suggestions import JOBS_FOLDER, list_job_files
@@ -31,14 +33,13 @@ FileVersion = tuple[int, int]
 """Time of the last change in nanoseconds, and size."""
 
 
-@dataclass(frozen=True, slots=True)
-class WatchedJob:
+class WatchedJob(Struct, frozen=True):
     """A job of the workspace: by its file, by its runs in the ledger, or by both."""
 
     name: str
     path: Path | None = None
     """None if no file describes it."""
-    loaded: LoadedJob | None = field(default=None, repr=False)
+    loaded: LoadedJob | None = None
     problem: str | None = None
     """Why its file cannot be read."""
     status: Mapping[str, Any] | None = None
@@ -65,8 +66,7 @@ class WatchedJob:
         return self.status is not None and self.status["state"] == "running"
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(Struct, frozen=True):
     """A workspace at one moment."""
 
     at: datetime
@@ -150,14 +150,13 @@ class WorkspaceReader:
         return WatchedJob(file.name, file.path, file.loaded, file.problem, status, live, run, cron, due, skipped)
 
 
-@dataclass(frozen=True, slots=True)
-class JobFileState:
+class JobFileState(Struct, frozen=True):
     """A job file as it was last read."""
 
     name: str
     """The file's own name without suffix if the job has none that can be read."""
     path: Path | None = None
-    loaded: LoadedJob | None = field(default=None, repr=False)
+    loaded: LoadedJob | None = None
     problem: str | None = None
 
 

@@ -1,15 +1,15 @@
 """Chunks: rows on their way through the steps, and the failures among them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from connectors.records import RowError
 
 
-@dataclass(slots=True)
-class RowFailure:
+class RowFailure(Struct):
     """A row that failed, for the errors table."""
 
     row: int
@@ -25,8 +25,7 @@ class RowFailure:
     """The fingerprints of answers that the row, or its children, had before; see `Chunk.answers`."""
 
 
-@dataclass(slots=True)
-class Chunk:
+class Chunk(Struct):
     """Rows on their way through the steps: `table` has the source's columns and the outputs of finished steps."""
 
     table: pa.Table

@@ -3,14 +3,14 @@
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from connectors.records import Request, Usage
 from pipelines.ledger.entries import SettledExchange
 
 
-@dataclass(slots=True)
-class StepCounters:
+class StepCounters(Struct):
     """The rows and exchanges of one step, counted as answers arrive and not only when a chunk finishes."""
 
     exchanges: int = 0
@@ -60,8 +60,7 @@ class StepCounters:
         self.failed += rows if failed else 0
 
 
-@dataclass(slots=True)
-class SenderTimes:
+class SenderTimes(Struct):
     """How the senders spent their time: seconds, added up over all of them."""
 
     limit_seconds: float = 0.0
@@ -80,8 +79,7 @@ class SenderTimes:
         self.other_seconds += exchange_seconds - network
 
 
-@dataclass(slots=True)
-class RunCounters:
+class RunCounters(Struct):
     """The counts of one invocation; money in pico-dollars."""
 
     rows: int = 0

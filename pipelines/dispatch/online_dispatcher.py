@@ -5,11 +5,11 @@ import random
 import time
 from collections import deque
 from collections.abc import Coroutine
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import orjson
+from msgspec.structs import replace
 
 from connectors.records import FATAL_ERROR_CLASSES, TRANSIENT_ERROR_CLASSES, Call, Reply, RowError
 from connectors.transport.client import RequestError, Transport

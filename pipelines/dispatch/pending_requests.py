@@ -3,7 +3,9 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from connectors.records import Request, RowError, Values, is_rescued
 from pipelines.dispatch.counters import RunCounters
@@ -20,8 +22,7 @@ ClaimRequests = Callable[[Route, Sequence[Request], IsUsable], Sequence[Request]
 """Returns the requests that this process must send; the others are sent elsewhere, and resolved from there."""
 
 
-@dataclass(slots=True)
-class Submission:
+class Submission(Struct):
     """Requests that one caller waits for, and the outcomes that it has not read yet."""
 
     pending: set[bytes]

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from math import isinf
+
+from msgspec import Struct, field
 
 from connectors.records import Request, RowError
 from pipelines.dispatch.request_types import Route
@@ -13,8 +14,7 @@ PAYMENT_SECONDS = 0.2
 """Time between two payments of a rate limit, which collects at most BURST_SECONDS."""
 
 
-@dataclass(slots=True)
-class ProviderPool:
+class ProviderPool(Struct):
     """The members that a step may ask: each is a route with its own limiter, price and number."""
 
     members: Sequence[Route]

@@ -1,8 +1,9 @@
 """The routes of a run: each step with its provider's limiter, its price, and the most that a request can cost."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
+
+from msgspec.structs import replace
 
 from connectors.contracts import Provider
 from connectors.records import BillingTerms, Request, RowError

@@ -1,9 +1,10 @@
 """Interpretation of replies: what an exchange came to, what it cost, and what the ledger stores of it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import orjson
+from msgspec import Struct
+from msgspec.structs import replace
 
 from connectors.contracts import Endpoint, MalformedReply
 from connectors.records import NO_USAGE, ROW_ERROR_CLASSES, ErrorClass, Reply, RowError, Usage, Values
@@ -18,8 +19,7 @@ from pipelines.ledger.entries import AnswerRecord, PendingExchange, SettledExcha
 from pipelines.pricing.prices import Price, cost, tier_price
 
 
-@dataclass(slots=True)
-class ExchangeOutcome:
+class ExchangeOutcome(Struct):
     """What an exchange came to: an answer for each request, or one error for all of them.
 
     The error's class may still change, until it is known whose fault it is.

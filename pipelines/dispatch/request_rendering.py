@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 
 import orjson
 import pyarrow as pa
+from msgspec.structs import replace
 
 from connectors.contracts import Endpoint, Provider
 from connectors.records import TEXT_PREFIX, Call, Request, RowError

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
 from typing import Any, Literal, Protocol
 
+from msgspec import Struct, field
+
 from connectors.contracts import Endpoint, Provider
 from connectors.endpoints.conversation.structured_modes import StructuredMode
-from connectors.records import Request, RowError, Values, record
+from connectors.records import Request, RowError, Values
 from pipelines.dispatch.counters import RunCounters
 from pipelines.dispatch.packing.packing import Packing
 from pipelines.dispatch.read_buffer import LARGE_ANSWER_BYTES
@@ -19,8 +20,7 @@ from pipelines.pricing.prices import Price
 from pipelines.pricing.run_budget import Reservation
 
 
-@dataclass(slots=True)
-class Route:
+class Route(Struct):
     """A step's way to one provider, or to the members of a pool: endpoint, limiters and price."""
 
     step: str
@@ -126,8 +126,7 @@ class RouteInfo(Protocol):
 StageName = Literal["upload", "create", "wait", "fetch", "clean"]
 
 
-@dataclass(frozen=True, slots=True)
-class BatchStage:
+class BatchStage(Struct, frozen=True):
     """A stage of a batch that ends now."""
 
     name: StageName
@@ -158,8 +157,7 @@ class ExchangeObserver(Protocol):
         """A stage of a batch has ended."""
 
 
-@record
-class Outcome:
+class Outcome(Struct, frozen=True):
     """How one request ended: the answer that is stored, or why there is none."""
 
     answer: bytes | None
@@ -176,8 +174,7 @@ class Outcome:
     """Another step may wait for the same answer, and read other values from it."""
 
 
-@dataclass(slots=True)
-class RequestGroup:
+class RequestGroup(Struct):
     """Requests that share one HTTP exchange, and how often they were sent."""
 
     route: Route
@@ -194,7 +191,7 @@ class RequestGroup:
 
     pack_mode: StructuredMode | None = None
     """The structured mode in which the schema of its pack was requested last."""
-    _packed: Request | None = field(default=None, init=False)
+    _packed: Request | None = None
 
     @property
     def is_packed(self) -> bool:
@@ -270,8 +267,7 @@ class RequestGroup:
         return alone, RequestGroup(self.route, rest, exchanges=self.exchanges) if rest else None
 
 
-@dataclass(slots=True)
-class Exchange:
+class Exchange(Struct):
     """A group in flight to a provider, and what it holds until its outcome is in the ledger."""
 
     group: RequestGroup
@@ -294,8 +290,7 @@ class Exchange:
         return size > LARGE_ANSWER_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class RetryLimits:
+class RetryLimits(Struct, frozen=True):
     """How often a request is sent again, and how long that may take; seconds."""
 
     attempts: int = 6
@@ -304,8 +299,7 @@ class RetryLimits:
     first_wait: float = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class DailyBudget:
+class DailyBudget(Struct, frozen=True):
     """The workspace's budget for a day, over all jobs."""
 
     limit: int

@@ -5,12 +5,13 @@ In each step a row is rendered into a request, the request is looked up or sent,
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from connectors.media.media_reader import MediaReader
 from connectors.media.url_fetcher import FetchError
@@ -23,7 +24,6 @@ from connectors.records import (
     Request,
     RowError,
     Values,
-    record,
 )
 from pipelines.config.sql_predicate import Predicate
 from pipelines.dispatch.chunks import Chunk, RowFailure
@@ -67,8 +67,7 @@ StoreAnswer = Callable[[Route, Request, bytes], Awaitable[None]]
 """Replaces the stored answer of a request."""
 
 
-@dataclass(slots=True)
-class StepResults:
+class StepResults(Struct):
     """The results of a chunk's rows in one step."""
 
     values: list[Values | None]
@@ -110,8 +109,7 @@ class StepResults:
         return [row for row, done in enumerate(self.done) if done and row not in failed]
 
 
-@record
-class ReadAnswer:
+class ReadAnswer(Struct, frozen=True):
     """An answer whose values were read, before its checks."""
 
     request: Request
@@ -122,8 +120,7 @@ class ReadAnswer:
     outcome: Outcome
 
 
-@dataclass(slots=True)
-class FollowUps:
+class FollowUps(Struct):
     """The requests that follow from answers which were read."""
 
     repairs: RequestsByFingerprint = field(default_factory=dict)
@@ -134,8 +131,7 @@ class FollowUps:
     """Whether an exchange of this invocation was answered."""
 
 
-@dataclass(slots=True)
-class RunStep:
+class RunStep(Struct):
     """One step of the job, ready to run."""
 
     route: Route
@@ -173,8 +169,7 @@ class RunStep:
         return self.route.step
 
 
-@dataclass(slots=True)
-class ModeTrial:
+class ModeTrial(Struct):
     """A simpler structured mode that one chunk tries: it becomes the step's once it is answered."""
 
     mode: str
@@ -182,8 +177,7 @@ class ModeTrial:
     """The step's route at that time."""
 
 
-@dataclass(frozen=True, slots=True)
-class FoldRun:
+class FoldRun(Struct, frozen=True):
     """The place of a fold: `EachRun` before it has what it does."""
 
     name: str

@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
+
+from msgspec import Struct
 
 from connectors.documents.document_reader import DocumentReader
 from connectors.documents.document_store import DocumentStore
@@ -54,8 +55,7 @@ class ChunkRunner(Protocol):
     async def join(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class RunContext:
+class RunContext(Struct, frozen=True):
     """One invocation: the prepared job, and where its results and its costs are recorded."""
 
     prepared: PreparedJob
@@ -72,8 +72,7 @@ class RunContext:
     """See RunOptions."""
 
 
-@dataclass(frozen=True, slots=True)
-class Engine:
+class Engine(Struct, frozen=True):
     """The component that executes a run (local process or Ray workers)."""
 
     dispatcher: DispatchControl

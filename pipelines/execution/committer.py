@@ -5,12 +5,13 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from connectors.contracts import Commit, Sink, TableShape
 from connectors.records import RowError
@@ -40,8 +41,7 @@ POLL_SECONDS = 0.2
 """Interval at which the waiting time is checked."""
 
 
-@dataclass(slots=True)
-class PendingCommit:
+class PendingCommit(Struct):
     """Finished rows that are not in the sink yet."""
 
     results: list[pa.Table] = field(default_factory=list)

@@ -1,9 +1,9 @@
 """`run --compare`: new answers for the first rows next to those in the sink, which does not change."""
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
+from msgspec.structs import replace
 
 from connectors.errors import JobError
 from pipelines.config.loaded_job import LoadedJob

@@ -9,12 +9,12 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
+from msgspec import Struct
 
 from connectors.contracts import Commit
 from connectors.errors import RowmillError, Stopped
@@ -57,8 +57,7 @@ from pipelines.runtime.run_report import ControlEvent
 from pipelines.runtime.state_watch import StateWatch
 
 
-@dataclass(frozen=True, slots=True)
-class RunOutcome:
+class RunOutcome(Struct, frozen=True):
     """How an invocation ended."""
 
     exit_code: int

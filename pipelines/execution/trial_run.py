@@ -1,11 +1,12 @@
 """Trial runs: a job's answers under other settings, in tables of their own that are removed afterwards."""
 
 import tempfile
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import duckdb
+from msgspec import Struct
+from msgspec.structs import replace
 
 from connectors.sql import identifier_list, key_text
 from pipelines.config.loaded_job import LoadedJob
@@ -19,8 +20,7 @@ RowOutputs = dict[str, dict[str, Any]]
 """Key as text -> the outputs of its row, those of `select` and `fold` steps too."""
 
 
-@dataclass(frozen=True, slots=True)
-class TrialRun:
+class TrialRun(Struct, frozen=True):
     """A finished trial: how it ended, and the outputs of the rows that did not fail."""
 
     report: RunReport

@@ -1,16 +1,16 @@
 """Costs and latencies of answers, as they were when the answers were paid for."""
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from statistics import median
+
+from msgspec import Struct
 
 from pipelines.ledger.ledger import Ledger
 
 FINGERPRINT_BYTES = 16
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerCosts:
+class AnswerCosts(Struct, frozen=True):
     """What the exchanges of some requests cost, in whatever run they were sent."""
 
     cost: int | None

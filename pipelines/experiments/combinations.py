@@ -2,11 +2,11 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
+from msgspec import Struct
 
 from connectors.errors import JobError
 from pipelines.config.included_files.text_file import read_text_file
@@ -16,8 +16,7 @@ MAX_COMBINATIONS = 1_000
 """More combinations than this are a mistake: their cost grows with the product of the values."""
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(Struct, frozen=True):
     """One value of one key of the job."""
 
     key: str
@@ -37,8 +36,7 @@ class Setting:
         return f"{self.key}={orjson.dumps(self.value).decode()}"
 
 
-@dataclass(frozen=True, slots=True)
-class Combination:
+class Combination(Struct, frozen=True):
     """One setting for each key of the experiment."""
 
     number: int

@@ -1,10 +1,12 @@
 """An experiment: every combination of settings on the same sample, paid once, compared by quality, cost and time."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from connectors.endpoints.conversation.packed_conversation import PackOptions
 from connectors.errors import JobError, did_you_mean
@@ -25,8 +27,7 @@ SUFFIX = "try"
 """The exchanges of an experiment are those of the job `<name>-try`."""
 
 
-@dataclass(frozen=True, slots=True)
-class ExperimentOptions:
+class ExperimentOptions(Struct, frozen=True):
     """What an experiment varies, and on which rows it is judged."""
 
     combinations: Sequence[Combination]
@@ -38,8 +39,7 @@ class ExperimentOptions:
     seed: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class CombinationResult:
+class CombinationResult(Struct, frozen=True):
     """How one combination did on the sample."""
 
     combination: Combination
@@ -77,8 +77,7 @@ class CombinationResult:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class ExperimentReport:
+class ExperimentReport(Struct, frozen=True):
     """The results of an experiment, and how it ended."""
 
     job: str

@@ -2,10 +2,10 @@
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from msgspec import Struct
 
 from connectors.errors import DataError, JobError, did_you_mean
 from connectors.records import TEXT_PREFIX
@@ -14,8 +14,7 @@ from pipelines.experiments.statistics import proportional_sizes
 from pipelines.preparation.prepared_job import PreparedJob
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(Struct, frozen=True):
     """Rows of the source by key (as text), each with the label of each output."""
 
     expected: dict[str, dict[str, Sequence[Any]]]

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
-from connectors.records import NO_USAGE, RowError, Usage, record
+from msgspec import Struct
+
+from connectors.records import NO_USAGE, RowError, Usage
 
 AnswerRecord = tuple[bytes, bytes, bytes | None, RowError | None]
 """An answer to store: (fingerprint, request as sent, reply, error that is the row's own fault)."""
@@ -12,8 +14,7 @@ UnverifiedAnswer = tuple[bytes, bytes | None]
 """(fingerprint, packed answer) of a row whose single answer is still to come; None: it has come."""
 
 
-@record
-class StoredAnswer:
+class StoredAnswer(Struct, frozen=True):
     """Answer of a request: the reply, or the error that is the row's own fault."""
 
     reply: bytes | None
@@ -24,8 +25,7 @@ class StoredAnswer:
     request: bytes | None = None
 
 
-@record
-class SettledExchange:
+class SettledExchange(Struct, frozen=True):
     """Outcome of an exchange: one row of the usage table, and its answers."""
 
     exchange_id: int
@@ -51,8 +51,7 @@ class SettledExchange:
     unverified: Sequence[UnverifiedAnswer] = ()
 
 
-@record
-class PendingExchange:
+class PendingExchange(Struct, frozen=True):
     """An exchange that is about to be sent; its outcome is recorded under the same id."""
 
     exchange_id: int

@@ -1,13 +1,13 @@
 """Projection of the ledger: the usage table of a sink, and commits as the ledger stores them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
+from msgspec import Struct
 
 from connectors.contracts import Sink, TableShape, UsageMark
 from connectors.tables.schemas import usage_schema
@@ -78,8 +78,7 @@ def commit_statements(
     return statements
 
 
-@dataclass(frozen=True, slots=True)
-class SourceRows:
+class SourceRows(Struct, frozen=True):
     """The source rows of one commit to a table of children. Keys are texts."""
 
     filled: Sequence[str]

@@ -4,7 +4,7 @@ import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import orjson
+import msgspec
 
 from connectors.records import RowError
 from pipelines.ledger.answer_files import AnswerFiles
@@ -169,4 +169,4 @@ class WriteBatch:
 
 
 def _format_error(error: RowError | None) -> str | None:
-    return None if error is None else orjson.dumps(error).decode()
+    return None if error is None else msgspec.json.encode(error).decode()

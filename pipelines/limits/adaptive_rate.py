@@ -3,8 +3,9 @@
 It serves providers that state no limit, or that enforce less than they state.
 """
 
-from dataclasses import dataclass
 from math import inf, sqrt
+
+from msgspec import Struct
 
 from pipelines.limits.sliding_window import SlidingWindow
 
@@ -43,8 +44,7 @@ BLOCKED_SECONDS = 2.0
 MINUTE = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class LearnedRate:
+class LearnedRate(Struct, frozen=True):
     """What refusals have shown of a key: stored for the next run and shared with other processes."""
 
     per_second: float | None

@@ -3,8 +3,10 @@
 import sqlite3
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from math import inf
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pipelines.limits.adaptive_rate import FIRST_HOLD_SECONDS, NO_LEARNED_RATE, LearnedRate
 from pipelines.limits.provider_limiter import ProviderLimiter
@@ -19,8 +21,7 @@ TABLE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class StoredRate:
+class StoredRate(Struct, frozen=True):
     """A provider's row."""
 
     lowered: int

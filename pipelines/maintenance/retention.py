@@ -4,10 +4,11 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from connectors.contracts import TableShape
 from connectors.documents.document_store import prune_documents, stored_documents
@@ -32,8 +33,7 @@ LOOKUP_BATCH = 500
 _UNITS = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
-@dataclass(frozen=True, slots=True)
-class PruneResult:
+class PruneResult(Struct, frozen=True):
     """What was deleted, or would be deleted by a dry run."""
 
     answers: int

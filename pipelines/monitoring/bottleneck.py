@@ -3,8 +3,9 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from pipelines.config.workspace_file import LOCAL
 from pipelines.dispatch.counters import RunCounters
@@ -41,8 +42,7 @@ SENDER_STATES = ("limits", "network", "ledger", "turn", "budget", "idle")
 """What a sender's time is spent on; `turn` is waiting for the event loop."""
 
 
-@dataclass(frozen=True, slots=True)
-class Bottleneck:
+class Bottleneck(Struct, frozen=True):
     """What limits the speed of a run, and what to do about it."""
 
     what: str
@@ -54,8 +54,7 @@ class Bottleneck:
         return f"{self.what} ({100 * self.share:.0f} % of the time); {self.advice}"
 
 
-@dataclass(slots=True)
-class RemoteTimings:
+class RemoteTimings(Struct):
     """Timings that senders in other processes report."""
 
     workers: int

@@ -6,8 +6,9 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from pipelines.dispatch.counters import RunCounters
 from pipelines.formatting import format_duration, format_money, format_percent
@@ -124,8 +125,7 @@ def _fitting(facts: Mapping[str, str], width: int) -> str:
     return line
 
 
-@dataclass(frozen=True, slots=True)
-class Throughput:
+class Throughput(Struct, frozen=True):
     """Rates of a run over the last half minute; both 0 before there are enough answers."""
 
     requests_per_second: float = 0.0

@@ -1,7 +1,8 @@
 """A read-only view of a run in progress, for displays, logs and telemetry."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from pipelines.dispatch.counters import RunCounters
 from pipelines.dispatch.dispatch_state import INTERRUPTED
@@ -10,8 +11,7 @@ from pipelines.limits.provider_limiter import ProviderLimiter
 from pipelines.monitoring.bottleneck import TimeBreakdown
 
 
-@dataclass(slots=True)
-class RunView:
+class RunView(Struct):
     """The moving parts of a run."""
 
     counters: RunCounters

@@ -1,11 +1,12 @@
 """Answer estimates: the length of answers that do not exist yet, and placeholder values for later steps."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 import pyarrow as pa
+from msgspec import Struct
+from msgspec.structs import replace
 
 from connectors.tokens import count_tokens
 from pipelines.ledger.ledger_reader import AnswerReads
@@ -22,8 +23,7 @@ MIN_ANSWERS = 20
 """Earlier answers needed before their lengths are used."""
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerEstimate:
+class AnswerEstimate(Struct, frozen=True):
     """Output tokens of one answer, and the basis of the estimate."""
 
     min_tokens: float

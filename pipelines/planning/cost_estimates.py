@@ -1,12 +1,13 @@
 """Cost estimates: lowest, expected and highest cost, summed request by request."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from enum import Enum
 from math import floor
 from typing import Self
 
 import orjson
+from msgspec import Struct
+from msgspec.structs import replace
 
 from connectors.records import BillingTerms, Request, Usage
 from connectors.tokens import count_tokens, has_known_tokenizer
@@ -35,8 +36,7 @@ class WhenResult(Enum):
     """Unknown before the run; counted only in the highest cost."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rates:
+class Rates(Struct, frozen=True):
     """The prices of a step's model, and whether its tokens are counted exactly."""
 
     model: str
@@ -64,8 +64,7 @@ class Rates:
         )
 
 
-@dataclass(slots=True)
-class CostEstimate:
+class CostEstimate(Struct):
     """The sums over a step's requests; money in pico-dollars, None if unknown."""
 
     rates: Rates

@@ -6,10 +6,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from connectors.contracts import MediaColumn
 from connectors.documents.document import Document
@@ -69,8 +70,7 @@ _PAGE_URL = "https://page.invalid/"
 """In place of the pictures of pages, since a plan draws nothing."""
 
 
-@dataclass(slots=True)
-class StepEstimate:
+class StepEstimate(Struct):
     """Requests, tokens and cost of one step over the processed rows."""
 
     step: PreparedStep
@@ -119,8 +119,7 @@ class StepEstimate:
         return self.alone or self.cost
 
 
-@dataclass(slots=True)
-class DryRun:
+class DryRun(Struct):
     """The estimates of all steps, and the number of processed rows."""
 
     steps: list[StepEstimate]
@@ -585,8 +584,7 @@ class _ChunkDryRun:
                 self._table = self._table.append_column(made, array)
 
 
-@dataclass(frozen=True, slots=True)
-class _SourceRows:
+class _SourceRows(Struct, frozen=True):
     """The rows of a chunk while their children are processed; see `_ChunkDryRun`."""
 
     table: pa.Table

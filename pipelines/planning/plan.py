@@ -2,12 +2,12 @@
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from math import ceil
 from typing import Any
 
 import orjson
 import pyarrow as pa
+from msgspec import Struct, to_builtins
 
 from connectors.contracts import Endpoint
 from connectors.endpoints.conversation.conversation_endpoint import ConversationEndpoint
@@ -30,8 +30,7 @@ LEDGER_BYTES = 420
 TOKEN_BYTES = 4.5
 
 
-@dataclass(frozen=True, slots=True)
-class SingleRequests:
+class SingleRequests(Struct, frozen=True):
     """What the rows of a step with `pack` would take if each had a request of its own."""
 
     requests: int
@@ -40,8 +39,7 @@ class SingleRequests:
     expected_usd: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class StepPlan:
+class StepPlan(Struct, frozen=True):
     """What one step would send. Money in US dollars; None if unknown."""
 
     step: str
@@ -97,8 +95,7 @@ class StepPlan:
     """None for a step without `pack`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """What a run of one job would do."""
 
     job: str
@@ -145,7 +142,8 @@ class Plan:
 
     def as_json(self) -> dict[str, Any]:
         """The object of `plan --json`."""
-        return asdict(self)
+        values: dict[str, Any] = to_builtins(self)
+        return values
 
 
 def build_plan(loaded: LoadedJob) -> Plan:

@@ -1,9 +1,9 @@
 """Prepared local steps: those that send no request, over the columns before them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import pyarrow as pa
+from msgspec import Struct
 
 from connectors.errors import KeyPath
 from pipelines.config.steps.local_steps import (
@@ -23,8 +23,7 @@ Transform = Select | Read | Each | Fold
 """What a local step does to rows."""
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedLocalStep:
+class PreparedLocalStep(Struct, frozen=True):
     """One local step, checked against the columns before it."""
 
     model: LocalStep

@@ -3,12 +3,13 @@
 import contextlib
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import duckdb
 import pyarrow as pa
+from msgspec import Struct
+from msgspec.structs import replace
 
 from connectors.contracts import EmbeddingFacts, Endpoint, Provider, Sink, SourceContext, StepContext, TableShape
 from connectors.endpoints.conversation.conversation_endpoint import ConversationStep
@@ -40,8 +41,7 @@ from pipelines.transforms.each import Each
 from pipelines.transforms.fold import Fold
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedStep:
+class PreparedStep(Struct, frozen=True):
     """One step, checked against the columns before it."""
 
     model: StepConfig
@@ -113,8 +113,7 @@ class PreparedStep:
 AnyPreparedStep = PreparedStep | PreparedLocalStep
 
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
+class Inputs(Struct, frozen=True):
     """What a job is assembled from: everything but the source's types and what the ledger has learned."""
 
     loaded: LoadedJob
@@ -131,8 +130,7 @@ class Inputs:
     """Steps without `rescue` whose sink has the column of a rung from earlier."""
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedJob:
+class PreparedJob(Struct, frozen=True):
     """Everything that a run, a plan or a report needs of a job."""
 
     inputs: Inputs

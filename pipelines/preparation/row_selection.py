@@ -8,7 +8,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Literal
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
+from msgspec import Struct, field
 
 from connectors.contracts import Sink
 from connectors.errors import DataError, JobError, did_you_mean
@@ -70,8 +70,7 @@ _STATUSES = ("new", "changed", "done", "failed")
 _TABLES = ("seen", "failed")
 
 
-@dataclass(frozen=True, slots=True)
-class RowCounts:
+class RowCounts(Struct, frozen=True):
     """Selected rows by state."""
 
     rows: int
@@ -123,8 +122,7 @@ def select_rows(
     )  # fmt: skip
 
 
-@dataclass(slots=True)
-class RowSelection:
+class RowSelection(Struct):
     """The rows of one job, by their state in the sink."""
 
     reader: SourceReader

@@ -1,13 +1,13 @@
 """Schema evolution: what happens if a job declares other columns than its sink's tables have."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
+from msgspec.structs import replace
 
 from connectors.contracts import Commit, TableShape
 from connectors.errors import DataError

@@ -2,13 +2,13 @@
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import duckdb
 import pyarrow as pa
+from msgspec.structs import replace
 
 from connectors.contracts import SourceColumn, SourceContext
 from connectors.errors import DataError, JobError, KeyPath, did_you_mean

@@ -2,15 +2,15 @@
 
 import contextlib
 import os
-from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import orjson
+from msgspec import convert, to_builtins
 
-from pipelines.pricing.prices import Price, Tier
+from pipelines.pricing.prices import Price
 from pipelines.pricing.published_prices import published_price
 
 FORMAT = 2
@@ -22,9 +22,9 @@ def cached_published_price(model: str, file: Path) -> Price | None:
     edition = _price_list_edition()
     entry = _read(file).get(model)
     if entry is not None and entry.get("edition") == edition:
-        return None if entry["price"] is None else _parse_price(entry["price"])
+        return None if entry["price"] is None else convert(entry["price"], Price)
     price = published_price(model)
-    entries = {**_read(file), model: {"edition": edition, "price": None if price is None else asdict(price)}}
+    entries = {**_read(file), model: {"edition": edition, "price": to_builtins(price)}}
     unfinished = file.with_name(f"{file.name}.{os.getpid()}.part")
     # A cache that cannot be written is ignored.
     with contextlib.suppress(OSError):
@@ -46,19 +46,3 @@ def _read(file: Path) -> dict[str, Any]:
     except (OSError, orjson.JSONDecodeError):
         return {}
     return entries if isinstance(entries, dict) else {}
-
-
-def _parse_price(values: dict[str, Any]) -> Price:
-    tiers = tuple(Tier(**tier) for tier in values.pop("tiers"))
-    sizes = tuple((size, rate) for size, rate in values.pop("image_sizes"))
-    batch = values.pop("batch")
-    service_tiers = tuple((name, _parse_price(price)) for name, price in values.pop("service_tiers"))
-    calls = tuple((kind, rate) for kind, rate in values.pop("per_call"))
-    return Price(
-        **values,
-        tiers=tiers,
-        image_sizes=sizes,
-        batch=None if batch is None else _parse_price(batch),
-        service_tiers=service_tiers,
-        per_call=calls,
-    )

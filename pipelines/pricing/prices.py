@@ -4,13 +4,14 @@ Money is in whole pico-dollars (10**-12 USD), so that sums are exact; fractions 
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, replace
 from decimal import ROUND_CEILING, Decimal
 from fractions import Fraction
 from functools import lru_cache
 from math import ceil
 from typing import Annotated, Protocol, Self
 
+from msgspec import Struct
+from msgspec.structs import astuple, replace
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from connectors.errors import FieldError
@@ -60,8 +61,7 @@ class BilledUsage(Protocol):
     def reported_usd(self) -> float | None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Tier:
+class Tier(Struct, frozen=True):
     """The rates of every token of a request with more than `start` input tokens, in pico-dollars a million."""
 
     start: int
@@ -71,8 +71,7 @@ class Tier:
     cache_write_per_million: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Price:
+class Price(Struct, frozen=True):
     """What a model charges, in pico-dollars for each unit; None if a kind of usage has no known price."""
 
     input_per_million: int | None = None

@@ -9,12 +9,13 @@ import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 import orjson
+from msgspec import Struct
+from msgspec.structs import replace
 
 from connectors.errors import JobError, Locked, RowmillError
 from pipelines.analysis.results import open_results
@@ -118,8 +119,7 @@ def retry_sync(*args: Any, **arguments: Any) -> RunReport:
     return _retry_call(*args, **arguments).wait()
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
+class _Call(Struct, frozen=True):
     """One call: the command with its flags, the job and its rows."""
 
     command: str

@@ -1,10 +1,11 @@
 """Checks: SQL conditions that the answers of a step must meet, evaluated over many rows at a time."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import duckdb
 import pyarrow as pa
+from msgspec import Struct
+from msgspec.structs import replace
 
 from connectors.contracts import Check
 from connectors.errors import JobError, KeyPath
@@ -15,8 +16,7 @@ from pipelines.config.sql_predicate import RowQueries, bisect_rows, evaluation_c
 _CONDITION_TYPES = ("BOOLEAN", '"NULL"')
 
 
-@dataclass(frozen=True, slots=True)
-class CheckFailure:
+class CheckFailure(Struct, frozen=True):
     """The checks that one row's answer fails."""
 
     error: RowError

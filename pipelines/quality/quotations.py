@@ -3,10 +3,11 @@
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from typing import Literal
+
+from msgspec import Struct
 
 MatchKind = Literal["exact", "normalized", "none"]
 
@@ -22,8 +23,7 @@ PLAIN_PUNCTUATION = str.maketrans(
 _WHITE_SPACE = re.compile(r"\s+")
 
 
-@dataclass(frozen=True, slots=True)
-class Quotation:
+class Quotation(Struct, frozen=True):
     """The place of a quotation in a text, in code points; `end` is exclusive. None without a match."""
 
     start: int | None

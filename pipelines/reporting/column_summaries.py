@@ -4,11 +4,11 @@ DuckDB counts everything; no row gets into the memory of this process. Works ove
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import duckdb
 from duckdb.sqltypes import DuckDBPyType
+from msgspec import Struct
 
 from connectors.sql import identifier, literal
 from pipelines.reporting.page.axes import round_step
@@ -38,8 +38,7 @@ Quantity = Literal["value", "characters", "items", "entries", "bytes", "norm", "
 Family = Literal["text", "boolean", "number", "time", "list", "vector", "record", "map", "binary", "other"]
 
 
-@dataclass(frozen=True, slots=True)
-class ValueCounts:
+class ValueCounts(Struct, frozen=True):
     """How often each value occurs; `counted`: rows, or elements of lists, or rows in which a field has a value."""
 
     counts: Sequence[tuple[str, int]]
@@ -51,8 +50,7 @@ class ValueCounts:
     counted: Literal["rows", "elements", "fields", "files"]
 
 
-@dataclass(frozen=True, slots=True)
-class Histogram:
+class Histogram(Struct, frozen=True):
     """How many rows lie in each of several ranges of equal width; extreme values are counted apart."""
 
     quantity: Quantity
@@ -68,8 +66,7 @@ class Histogram:
     median: float
 
 
-@dataclass(frozen=True, slots=True)
-class ColumnSummary:
+class ColumnSummary(Struct, frozen=True):
     """One column of the results."""
 
     name: str

@@ -1,13 +1,13 @@
 """The causes of failed rows and requests in plain words, and what to do about each."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from connectors.records import CHECK_FAILED
 
 
-@dataclass(frozen=True, slots=True)
-class ErrorCause:
+class ErrorCause(Struct, frozen=True):
     """What happened, and what the reader can do."""
 
     title: str

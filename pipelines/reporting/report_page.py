@@ -1,11 +1,12 @@
 """`rowmill report`: one self-contained HTML page about a job; `report.html` is its template."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 from zoneinfo import ZoneInfo
+
+from msgspec import Struct
 
 from connectors.templating.row_values import row_values
 from pipelines.analysis.results_key import results_key
@@ -43,8 +44,7 @@ from pipelines.reporting.time_breakdown import time_breakdown
 FOLDER = Path(__file__).parent
 
 
-@dataclass(frozen=True, slots=True)
-class JobFileText:
+class JobFileText(Struct, frozen=True):
     """The text of the job file."""
 
     kind: ClassVar[str] = "source"
@@ -54,8 +54,7 @@ class JobFileText:
 Block = str | Table | Figures | Panels | Cards | Heading | BarChart | ScatterChart | JobFileText
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
+class Section(Struct, frozen=True):
     """A titled part of the page."""
 
     title: str
@@ -66,8 +65,7 @@ class Section:
         return self.title.lower().replace(" ", "-")
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(Struct, frozen=True):
     """How the last run ended."""
 
     text: str

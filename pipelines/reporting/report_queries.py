@@ -1,13 +1,13 @@
 """Queries of the report: each figure comes from one query over the job's tables or its ledger."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import duckdb
 import orjson
 import pyarrow as pa
+from msgspec import Struct
 
 from connectors.records import CHECK_FAILED
 from connectors.sql import identifier, identifier_list, literal
@@ -36,8 +36,7 @@ MAX_MESSAGES = 3
 MAX_DAYS = 60
 
 
-@dataclass(frozen=True, slots=True)
-class ReportFacts:
+class ReportFacts(Struct, frozen=True):
     """Everything that the report shows."""
 
     results: Results

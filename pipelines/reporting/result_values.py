@@ -2,11 +2,11 @@
 
 import base64
 import io
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import orjson
+from msgspec import Struct
 
 from connectors.errors import JobError
 from pipelines.analysis.results import Results
@@ -34,8 +34,7 @@ SOUND_TYPES = {
 PICTURE_SUFFIXES = frozenset({"png", "jpg", "jpeg", "webp", "gif"})
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
+class Text(Struct, frozen=True):
     """A text, cut to MAX_TEXT_CHARACTERS."""
 
     kind: ClassVar[str] = "text"
@@ -48,8 +47,7 @@ class Text:
         return len(self.text) > LONG_VALUE_CHARACTERS
 
 
-@dataclass(frozen=True, slots=True)
-class EmbeddedFile:
+class EmbeddedFile(Struct, frozen=True):
     """A picture or a sound; without `url` only its path is shown."""
 
     kind: ClassVar[str] = "media"
@@ -63,8 +61,7 @@ class EmbeddedFile:
     title: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class EmbeddedFiles:
+class EmbeddedFiles(Struct, frozen=True):
     """Several pictures or sounds."""
 
     kind: ClassVar[str] = "media list"

@@ -1,12 +1,12 @@
 """Status, errors and usage as rows, read from the ledger and the sink."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import duckdb
 import orjson
+from msgspec import Struct
 
 from connectors.contracts import Sink
 from connectors.records import CHECK_FAILED
@@ -60,8 +60,7 @@ def job_statuses(workspace: Workspace, name: str | None = None) -> Rows:
     return rows
 
 
-@dataclass(frozen=True, slots=True)
-class RecordedRun:
+class RecordedRun(Struct, frozen=True):
     """A run as the ledger has it."""
 
     job: str
@@ -120,8 +119,7 @@ def job_status(
     }
 
 
-@dataclass(frozen=True, slots=True)
-class FailedRows:
+class FailedRows(Struct, frozen=True):
     """The failed rows of a job."""
 
     rows: Rows

@@ -2,12 +2,12 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 import orjson
+from msgspec.structs import replace
 
 from connectors.contracts import Provider
 from connectors.errors import JobError, Stopped

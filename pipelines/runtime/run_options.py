@@ -1,8 +1,9 @@
 """What a command asks of a run besides the job file."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 LogFormat = Literal["plain", "json"]
 
@@ -13,8 +14,7 @@ FailOn = Literal["any", "new"]
 """When failed rows make the exit code 1: any row in errors, or only rows that failed in this invocation."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunOptions:
+class RunOptions(Struct, frozen=True):
     """The options of one invocation, from the command to the engine."""
 
     is_new_run: bool = False

@@ -1,10 +1,10 @@
 """Runs in the ledger: a run stays open until it is finished, and the next invocation continues it."""
 
 import secrets
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import orjson
+from msgspec import Struct
 
 from pipelines.ledger.ledger import Ledger, now_us
 from pipelines.runtime.run_report import RunReport
@@ -16,8 +16,7 @@ NEWEST_FIRST = "r.started_at > (strftime('%s', 'now') + 3600) * 1000000, r.start
 """SQL order of runs `r`; one that seems to begin in the future is old: the clock was wrong when it began."""
 
 
-@dataclass(frozen=True, slots=True)
-class OpenRun:
+class OpenRun(Struct, frozen=True):
     """The run that this invocation is part of."""
 
     run_id: str

@@ -1,9 +1,10 @@
 """The report of one invocation: counts, money, tables, and how it ended."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
 from html import escape
 from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from msgspec import Struct, field, to_builtins
 
 from connectors.errors import JobError, Stopped
 from pipelines.formatting import format_count
@@ -12,8 +13,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-@dataclass(frozen=True, slots=True)
-class AuditResult:
+class AuditResult(Struct, frozen=True):
     """What one audit found."""
 
     name: str
@@ -41,8 +41,7 @@ class AuditResult:
         return {**facts, "found": list(self.found)} if self.found else facts
 
 
-@dataclass(frozen=True, slots=True)
-class ControlEvent:
+class ControlEvent(Struct, frozen=True):
     """What `rowmill control` has done to a run."""
 
     at: str
@@ -66,8 +65,7 @@ class ControlEvent:
         return cls(event["at"], event["command"], event.get("values", {}))
 
 
-@dataclass(frozen=True, slots=True)
-class StepReport:
+class StepReport(Struct, frozen=True):
     """What one step sent."""
 
     step: str
@@ -76,8 +74,7 @@ class StepReport:
     """None if the price of an exchange is not known."""
 
 
-@dataclass(frozen=True, slots=True)
-class ComparedRow:
+class ComparedRow(Struct, frozen=True):
     """The outputs of one row before and after a change; `old` is None for a row without a stored result."""
 
     key: str
@@ -96,8 +93,7 @@ class ReportTables(Protocol):
     def errors(self) -> "pl.LazyFrame": ...
 
 
-@dataclass(frozen=True, slots=True)
-class RunReport:
+class RunReport(Struct, frozen=True):
     """How a run ended: the object of `rowmill run --json`. Counts and money are of this invocation."""
 
     job: str | None
@@ -121,33 +117,38 @@ class RunReport:
     stopped: str | None = None
     """The reason; None if the run finished."""
     exit_code: int = 0
-    tables: Mapping[str, str] | None = field(default=None, repr=False)
+    tables: Mapping[str, str] | None = None
     """results, usage, errors -> a glob or the name of a table."""
     audits: Sequence[AuditResult] = ()
-    compared: Sequence[ComparedRow] | None = field(default=None, repr=False)
+    compared: Sequence[ComparedRow] | None = None
     """Only of `run --compare`."""
-    steps: Sequence[StepReport] = field(default=(), repr=False)
+    steps: Sequence[StepReport] = ()
     """If the job has several."""
-    times: Mapping[str, Any] | None = field(default=None, repr=False)
+    times: Mapping[str, Any] | None = None
     """Where the time went (`TimeBreakdown`), for the closing summary and the HTML report."""
-    notes: Sequence[str] = field(default=(), repr=False)
+    notes: Sequence[str] = ()
     """What the closing summary names, such as a schema that a provider refuses."""
     pack_agreement: float | None = None
     """Share of the verified rows of packs with the same answer alone, from 0 to 1; None if no row was verified."""
-    pack_verified: int = field(default=0, repr=False)
+    pack_verified: int = 0
     """Rows of packs that were also requested alone; 0 in a report that was read back."""
-    has_packs: bool = field(default=False, repr=False)
+    has_packs: bool = False
     """Whether a step of the job has `pack`."""
-    control: Sequence[ControlEvent] = field(default=(), repr=False)
+    control: Sequence[ControlEvent] = ()
     """What `rowmill control` has done to the run."""
-    is_skipped: bool = field(default=False, repr=False)
+    is_skipped: bool = False
     """Whether the job was not started, since a job whose results it reads has failed."""
-    open_tables: Callable[[], ReportTables] | None = field(default=None, repr=False, compare=False)
+    open_tables: Callable[[], ReportTables] | None = None
     """Opens the tables; None in the process of the run."""
+
+    def __repr__(self) -> str:
+        """Show the counts and how it ended."""
+        shown = (*_COUNTED[:-1], "audits", "pack_agreement")
+        return f"RunReport({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
     def to_json(self) -> dict[str, Any]:
         """The object of `--json`, without what only the closing summary and the HTML report show."""
-        shown = {one.name: getattr(self, one.name) for one in fields(self)[:_COUNTED]}
+        shown = {name: getattr(self, name) for name in _COUNTED}
         if self.tables is not None:
             shown["tables"] = dict(self.tables)
         if self.audits:
@@ -162,15 +163,13 @@ class RunReport:
 
     def to_record(self) -> dict[str, Any]:
         """The same with steps and times, as the ledger keeps it."""
-        steps = {"steps": [asdict(step) for step in self.steps]} if self.steps else {}
+        steps = {"steps": [to_builtins(step) for step in self.steps]} if self.steps else {}
         return {**self.to_json(), **steps, **({} if self.times is None else {"times": dict(self.times)})}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Self:
         """The report of a run in another process."""
-        counted: dict[str, Any] = {
-            one.name: record.get(one.name) for one in fields(cls)[:_COUNTED] if one.name != "exit_code"
-        }
+        counted: dict[str, Any] = {name: record.get(name) for name in _COUNTED if name != "exit_code"}
         audits = tuple(
             AuditResult(audit["name"], audit["rows"], audit["max"], tuple(audit.get("found", ())))
             for audit in record.get("audits") or ()
@@ -223,7 +222,7 @@ class RunReport:
         return f"<table><caption>{escape(self.job or '')}</caption>{cells}</table>"
 
 
-_COUNTED = [one.name for one in fields(RunReport)].index("tables") + 1
+_COUNTED = RunReport.__struct_fields__[: RunReport.__struct_fields__.index("tables") + 1]
 """The first fields of a report are in every object of `--json`, null or not."""
 
 

@@ -9,11 +9,11 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 
 from cronsim import CronSim
+from msgspec import Struct, field
 
 from connectors.errors import JobError
 from pipelines.config.loaded_job import LoadedJob, load_job
@@ -27,8 +27,7 @@ FINISHED = frozenset({0, 1})
 """Exit codes after which the jobs that read this one's results may start."""
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledJob:
+class ScheduledJob(Struct, frozen=True):
     """A job with a schedule."""
 
     path: Path
@@ -194,16 +193,14 @@ class DueTimeStore:
             yield db
 
 
-@dataclass(frozen=True, slots=True)
-class DueRun:
+class DueRun(Struct, frozen=True):
     """A job to be started for a due time."""
 
     job: ScheduledJob
     due: datetime
 
 
-@dataclass(slots=True)
-class Scheduler:
+class Scheduler(Struct):
     """Decides which due runs start, without processes and clock."""
 
     parallel: int

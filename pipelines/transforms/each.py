@@ -1,11 +1,11 @@
 """Each: one row becomes many, the pieces of its text or the elements of its list."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from msgspec import Struct
 
 from connectors.errors import JobError, KeyPath, did_you_mean, dotted
 from connectors.records import RowError
@@ -82,8 +82,7 @@ class _Elements(Expansion):
         return [self._elements.slice(first, last - first)]
 
 
-@dataclass(frozen=True, slots=True)
-class _ListExpression:
+class _ListExpression(Struct, frozen=True):
     expressions: SqlExpressions
     where: KeyPath
 

@@ -9,10 +9,10 @@ Speed: all text is counted about twice, once by sentences and once by pieces. Th
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from enum import IntEnum
 
 import regex
+from msgspec import Struct
 
 from connectors.tokens import token_counter
 
@@ -26,8 +26,7 @@ _SEARCH_COUNTS = 6
 """Counts in the search for the end of a cut unit, which is then within a few percent of the limit."""
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(Struct, frozen=True):
     """A part of a text: `text[start:end]`."""
 
     start: int

@@ -2,10 +2,10 @@
 
 import io
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import orjson
+from msgspec import Struct
 
 from connectors.emulator.audio.synthesis import RATE
 from connectors.media.audio_splitter import metadata_options
@@ -19,8 +19,7 @@ TEXT_PREFIX = "rowmill-local speech: "
 """How the comment of a file begins whose text is known; the text follows as a JSON string."""
 
 
-@dataclass(frozen=True, slots=True)
-class Format:
+class Format(Struct, frozen=True):
     """How one `response_format` is written."""
 
     media_type: str

@@ -1,8 +1,9 @@
 """Emulated transcription: own speech by its file's comment, the shipped clips by digest, others by their duration."""
 
 import hashlib
-from dataclasses import dataclass
 from itertools import accumulate
+
+from msgspec import Struct
 
 from connectors.emulator.audio.codec import decode, text_in
 from connectors.emulator.audio.synthesis import RATE, SENTENCE_ENDS, beats_of
@@ -24,8 +25,7 @@ _MAX_SEGMENT_SECONDS = 30.0
 """The window of whisper."""
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(Struct, frozen=True):
     """A word or a segment with its start and end in seconds."""
 
     text: str
@@ -33,8 +33,7 @@ class Span:
     end: float
 
 
-@dataclass(frozen=True, slots=True)
-class Transcript:
+class Transcript(Struct, frozen=True):
     """The text of a recording with the times of its words."""
 
     text: str

@@ -1,8 +1,9 @@
 """Rules of the audio endpoints by model."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from connectors.emulator.api_schemas import NON_EMPTY, enum, integer, nullable, record, request_schema, text
 from connectors.emulator.audio.synthesis import VOICE_HZ
@@ -34,8 +35,7 @@ TRANSCRIPTION = request_schema(
 TRANSLATION = request_schema("CreateTranslationRequest", _COMMON, without="file")
 
 
-@dataclass(frozen=True, slots=True)
-class TranscriptionRules:
+class TranscriptionRules(Struct, frozen=True):
     """Restrictions of one transcription model."""
 
     formats: tuple[str, ...]

@@ -9,12 +9,12 @@ import asyncio
 import io
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from math import ceil, inf
 from typing import Any
 
 import orjson
 from aiohttp import web
+from msgspec import Struct, field
 
 from connectors.emulator.api import ApiError, ApiRequest, ApiRoute, EmulatorState, Handler, derived_id, json_answer
 from connectors.emulator.api_schemas import METADATA, NON_EMPTY, TEXT, RequestSchema, enum, integer, record
@@ -84,8 +84,7 @@ _EXPIRED_ERROR = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class BatchOverrides:
+class BatchOverrides(Struct, frozen=True):
     """The outcome of a batch that its metadata requests."""
 
     delay_s: float = 0
@@ -94,8 +93,7 @@ class BatchOverrides:
     enqueued_tokens: float = ENQUEUED_TOKENS
 
 
-@dataclass(slots=True)
-class BatchOutput:
+class BatchOutput(Struct):
     """The results of a batch so far: output and error file, and usage."""
 
     output: io.BytesIO = field(default_factory=io.BytesIO)

@@ -1,10 +1,10 @@
 """Validation of a batch's input file, as the Batch API does it before a batch starts."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from msgspec import Struct
 
 from connectors.emulator.store import json_lines
 
@@ -16,8 +16,7 @@ MAX_ERRORS = 100
 """Reported errors per file."""
 
 
-@dataclass(frozen=True, slots=True)
-class CheckedInput:
+class CheckedInput(Struct, frozen=True):
     """The lines of a valid file, or the errors of an invalid one."""
 
     lines: tuple[bytes, ...] = ()

@@ -3,10 +3,10 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import orjson
+from msgspec import Struct, field
 
 from connectors.emulator.api import derived_id, digest_of
 from connectors.emulator.chat.file_facts import describe_audio, describe_file
@@ -34,8 +34,7 @@ _CORRECTION = re.compile(r"This answer does not (?:fit|meet)\b.*\bAnswer again\b
 _SCHEMA_HEAD = re.compile(r'\{\s*"(?:type|properties|\$defs|\$schema)"\s*:')
 
 
-@dataclass(frozen=True, slots=True)
-class Tool:
+class Tool(Struct, frozen=True):
     """A tool that the request offers."""
 
     name: str
@@ -45,8 +44,7 @@ class Tool:
     """Schema of the arguments; None for a custom tool, which takes free text."""
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCall:
+class ToolCall(Struct, frozen=True):
     """One tool call of an answer."""
 
     id: str
@@ -56,8 +54,7 @@ class ToolCall:
     is_custom: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerRequest:
+class AnswerRequest(Struct, frozen=True):
     """A validated request for answers, from any endpoint."""
 
     model: str
@@ -81,8 +78,7 @@ class AnswerRequest:
     """Sampling parameters for real models (temperature, seed …), as sent."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """One answer; a request with `n` gets several."""
 
     text: str | None
@@ -95,8 +91,7 @@ class Answer:
     """A real model's log probabilities, one entry per token; None if not requested or synthetic."""
 
 
-@dataclass(slots=True)
-class ConversationFacts:
+class ConversationFacts(Struct):
     """Facts of a conversation, gathered once for all choices."""
 
     user: str

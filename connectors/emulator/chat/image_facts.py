@@ -5,7 +5,8 @@ import io
 import warnings
 from base64 import b64decode
 from collections import Counter
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from connectors.emulator.validation import refuse
 
@@ -29,8 +30,7 @@ _COLOURS: dict[str, tuple[int, int, int]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ImageFacts:
+class ImageFacts(Struct, frozen=True):
     """Facts about one image."""
 
     format: str

@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
+from msgspec import Struct
+from msgspec.structs import replace
 
 from connectors.emulator.api import digest_of
 from connectors.emulator.chat.answers import AnswerRequest, schema_in_prompt
@@ -13,8 +14,7 @@ from connectors.emulator.chat.request_checks import content_text
 from connectors.emulator.chat.schemas import CompiledSchema, compile_schema
 
 
-@dataclass(frozen=True, slots=True)
-class PackedItem:
+class PackedItem(Struct, frozen=True):
     """One item of a packed request."""
 
     id: str

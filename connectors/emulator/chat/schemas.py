@@ -1,12 +1,12 @@
 """JSON Schemas of requests: compiled once, and checked by the rules of strict mode if the request sets it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import jsonschema_rs
 import orjson
+from msgspec import Struct
 
 from connectors.emulator.validation import refuse
 
@@ -16,8 +16,7 @@ UNSUPPORTED = frozenset(
 """Keywords that strict mode rejects."""
 
 
-@dataclass(frozen=True, slots=True)
-class CompiledSchema:
+class CompiledSchema(Struct, frozen=True):
     """A schema with its validator, or the reason why it is invalid."""
 
     document: Any

@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
+
+from msgspec import Struct
 
 from connectors.emulator.api_schemas import (
     NON_EMPTY,
@@ -27,8 +28,7 @@ REFERENCE = record(image_url=text(20_971_520), file_id=TEXT)
 _GPT_ONLY = "background moderation output_format output_compression stream partial_images"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ImageModelFamily:
+class ImageModelFamily(Struct, frozen=True, eq=False):
     """Models with the same parameters."""
 
     only: str

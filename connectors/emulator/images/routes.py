@@ -6,10 +6,10 @@ import binascii
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
+from msgspec import Struct
 
 from connectors.emulator.api import ApiError, ApiRequest, ApiRoute, EmulatorState, json_answer
 from connectors.emulator.images.drawing import (
@@ -52,8 +52,7 @@ MAX_STORED_PICTURES = 1024
 _GPT_ONLY = ("background", "moderation", "output_format", "output_compression", "stream", "partial_images")
 
 
-@dataclass(frozen=True, slots=True)
-class ImageOrder:
+class ImageOrder(Struct, frozen=True):
     """A validated image request and the function that draws its pictures."""
 
     name: str

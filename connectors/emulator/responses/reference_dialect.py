@@ -1,12 +1,12 @@
 """POST /responses in the reference's dialect (its section 2): messages in, a `response` with metadata out."""
 
-import dataclasses
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import orjson
 from aiohttp import web
+from msgspec.structs import replace
 
 from connectors.emulator.api import ApiError, ApiRequest, derived_id, json_answer
 from connectors.emulator.api_schemas import (
@@ -228,7 +228,7 @@ def _answer_request(body: Mapping[str, Any], form: Mapping[str, Any]) -> AnswerR
             False,
             "response_format.json_schema.schema",
         )
-    return dataclasses.replace(request, schema=schema, is_strict=strict)
+    return replace(request, schema=schema, is_strict=strict)
 
 
 def _generate_answer(request: AnswerRequest, form: Mapping[str, Any]) -> tuple[Answer, Any, ConversationFacts]:
@@ -243,8 +243,8 @@ def _generate_answer(request: AnswerRequest, form: Mapping[str, Any]) -> tuple[A
     answer = answer_choice(request, facts)
     if answer.calls:
         # Section 2.5.3: a response with tool calls has text as well.
-        text_answer = answer_choice(dataclasses.replace(request, tools=(), forced_tool=None, schema=None), facts)
-        return dataclasses.replace(answer, tokens=answer.tokens + text_answer.tokens), text_answer.text, facts
+        text_answer = answer_choice(replace(request, tools=(), forced_tool=None, schema=None), facts)
+        return replace(answer, tokens=answer.tokens + text_answer.tokens), text_answer.text, facts
     if request.schema is not None and answer.text is not None and answer.finish_reason == "stop":
         return answer, orjson.loads(answer.text), facts
     return answer, answer.text, facts

@@ -1,12 +1,12 @@
 """The endpoint of transcription and translation: audio up, text down."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from math import ceil
 from typing import Any
 
 import orjson
 import pyarrow as pa
+from msgspec.structs import replace
 
 from connectors.contracts import BaseEndpoint, MediaColumn, StepContext, StepModel
 from connectors.endpoints.audio.transcript_replies import (

@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from math import isfinite
 from typing import Any
 
 import orjson
 import pyarrow as pa
+from msgspec.structs import replace
 
 from connectors.contracts import MalformedReply
 from connectors.records import Reply, RowError, Usage

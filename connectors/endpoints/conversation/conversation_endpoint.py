@@ -3,11 +3,11 @@
 import base64
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from hashlib import blake2b
 from typing import Any, Literal, Protocol, Self
 
 import orjson
+from msgspec.structs import replace
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from connectors.contracts import UNFINGERPRINTED_KEYS, BaseEndpoint, MalformedReply, StepContext, StepModel

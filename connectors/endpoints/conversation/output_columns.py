@@ -5,10 +5,11 @@ from math import isfinite
 from typing import Any
 
 import pyarrow as pa
+from msgspec import Struct
 
 from connectors.endpoints.conversation.structured_output import TypedOutput
 from connectors.endpoints.conversation.tool_calls import TOOL_CALLS
-from connectors.records import RowError, Values, record
+from connectors.records import RowError, Values
 from connectors.transport.finish_reasons import ending
 
 _TOP_LOGPROB = pa.struct([("token", pa.string()), ("logprob", pa.float64())])
@@ -27,8 +28,7 @@ LOGPROBS = pa.list_(
 _MAX_EXCERPT_CHARACTERS = 200
 
 
-@record
-class ReplyChoice:
+class ReplyChoice(Struct, frozen=True):
     """One answer of a reply, independent of its wire format; None: not in the reply."""
 
     text: str | None

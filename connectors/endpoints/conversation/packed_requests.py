@@ -4,11 +4,11 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import orjson
+from msgspec import Struct, field
 
 from connectors.transport.bounded_json import parse_json, replace_lone_surrogates
 
@@ -74,8 +74,7 @@ def packed_output_tokens(row_tokens: int, rows: int) -> int:
     return (row_tokens + ITEM_TOKENS) * rows + WRAPPING_TOKENS
 
 
-@dataclass(slots=True)
-class PackedReply:
+class PackedReply(Struct):
     """The items of a packed reply by id; an id that is missing, repeated or unknown has no answer."""
 
     answers: dict[str, str] = field(default_factory=dict)

@@ -1,9 +1,10 @@
 """References in a JSON Schema, replaced by the definitions that they name."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
+
+from msgspec import Struct, field
 
 from connectors.errors import FieldError, KeyPath, did_you_mean
 
@@ -16,8 +17,7 @@ _DYNAMIC = ("$dynamicRef", "$recursiveRef")
 _RECURSIVE_REMEDY = "a column has a fixed depth: leave the field out"
 
 
-@dataclass(frozen=True, slots=True)
-class ResolvedSchema:
+class ResolvedSchema(Struct, frozen=True):
     """A JSON Schema without references."""
 
     schema: dict[str, Any]
@@ -35,8 +35,7 @@ def resolve_references(document: Mapping[str, Any]) -> ResolvedSchema:
     return ResolvedSchema(schema, resolver.origins)
 
 
-@dataclass(slots=True)
-class _Resolver:
+class _Resolver(Struct):
     document: Mapping[str, Any]
     origins: dict[KeyPath, KeyPath] = field(default_factory=dict)
 

@@ -3,11 +3,11 @@
 import base64
 import binascii
 from collections.abc import Sequence
-from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
 import orjson
+from msgspec.structs import replace
 
 from connectors.contracts import MalformedReply
 from connectors.media.file_types import HEAD_BYTES, detect_type

@@ -2,17 +2,17 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import ceil
 from typing import Any
+
+from msgspec import Struct
 
 from connectors.errors import JobError, KeyPath
 
 _GPT_ONLY = ("background", "moderation", "output_format", "output_compression", "input_fidelity", "partial_images")
 
 
-@dataclass(frozen=True, slots=True)
-class ModelFamily:
+class ModelFamily(Struct, frozen=True):
     """Models with the same parameters: the reference, section 8, and the OpenAPI description."""
 
     name: str

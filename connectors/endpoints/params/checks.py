@@ -3,15 +3,15 @@
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
+
+from msgspec import Struct
 
 from connectors.errors import JobError, KeyPath, closest
 
 
-@dataclass(frozen=True, slots=True)
-class ParamCheck:
+class ParamCheck(Struct, frozen=True):
     """The values that a parameter accepts, as a phrase and as a test."""
 
     expected: str

@@ -2,14 +2,14 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from io import StringIO
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
 import duckdb
-import orjson
+import msgspec
+from msgspec import Struct
 from pydantic import model_validator
 
 from connectors.contracts import OpenedSource, SourceContext, SourceModel
@@ -73,8 +73,7 @@ JobLike = str | PathLike[str] | Mapping[str, Any] | FileJob
 """The path of a job file, its keys, or a validated job."""
 
 
-@dataclass(frozen=True, slots=True)
-class PassedJob:
+class PassedJob(Struct, frozen=True):
     """What a caller passes to `run`, with rows as a file; another process can load it."""
 
     job: str | dict[str, Any]
@@ -116,12 +115,12 @@ class PassedJob:
 
     def to_json(self) -> bytes:
         """Return the job for another process."""
-        return orjson.dumps(self)
+        return msgspec.json.encode(self)
 
     @classmethod
     def from_json(cls, text: bytes) -> Self:
         """Return the job that another process passes."""
-        return cls(**orjson.loads(text))
+        return msgspec.json.decode(text, type=cls)
 
 
 def load_passed_job(file: Path, overrides: Overrides = NONE) -> LoadedJob:

@@ -2,18 +2,22 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from connectors.errors import JobError
 from pipelines.config.included_files.text_file import read_text_file
 
 
-@dataclass(slots=True)
-class WorkspaceFiles:
+class WorkspaceFiles(Struct):
     """The texts of files by their path, as far as they were read."""
 
-    _texts: dict[Path, str] = field(default_factory=dict, repr=False)
+    _texts: dict[Path, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Name the files without their texts."""
+        return f"WorkspaceFiles({', '.join(map(str, self._texts))})"
 
     def read(self, name: str, folder: Path, roots: Sequence[Path], where: str) -> str:
         """Return the text of a file; its name starts at `folder`, the workspace.

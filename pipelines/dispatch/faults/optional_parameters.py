@@ -1,8 +1,7 @@
 """Optional parameters of requests: one that a provider's model refuses is left out, and the request is sent again."""
 
-from dataclasses import replace
-
 import orjson
+from msgspec.structs import replace
 
 from connectors.records import Call, RowError
 from pipelines.dispatch.request_types import Route

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Literal
 
-from connectors.records import FATAL_ERROR_CLASSES, ROW_ERROR_CLASSES, TRANSIENT_ERROR_CLASSES, RowError, record
+from msgspec import Struct
+
+from connectors.records import FATAL_ERROR_CLASSES, ROW_ERROR_CLASSES, TRANSIENT_ERROR_CLASSES, RowError
 from pipelines.dispatch.request_types import RetryLimits
 from pipelines.limits.provider_limiter import FIRST_REFUSAL_SECONDS
 
 
-@record
-class ProviderStatus:
+class ProviderStatus(Struct, frozen=True):
     """How one provider that may be asked behaves at this moment."""
 
     name: str
@@ -20,8 +21,7 @@ class ProviderStatus:
     """Since its last answer, if every request since then has failed; else 0."""
 
 
-@record
-class Attempt:
+class Attempt(Struct, frozen=True):
     """The exchange that an error ended, as far as the decision depends on it."""
 
     provider: ProviderStatus
@@ -40,8 +40,7 @@ class Attempt:
     """Seconds since 1970."""
 
 
-@record
-class RetryDecision:
+class RetryDecision(Struct, frozen=True):
     """What follows from an exchange."""
 
     action: Literal["resolve", "retry", "split", "separate"] = "resolve"

@@ -2,8 +2,10 @@
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from connectors.records import ROW_ERROR_CLASSES, Call, ErrorClass, RowError, is_rescued
 from connectors.transport.fault_table import masked_words, names_model
@@ -20,8 +22,7 @@ Signature = tuple[int | None, str | None, str | None, str]
 """Status, code, param and masked words of an error: equal for rows that meet the same fault."""
 
 
-@dataclass(slots=True)
-class _Step:
+class _Step(Struct):
     """What the first rows of a step have come to."""
 
     is_proven: bool
@@ -41,8 +42,7 @@ class _Step:
         return not self.in_flight or self.in_flight + self.failed + _rows(group) <= FIRST_ROWS
 
 
-@dataclass(slots=True)
-class _Model:
+class _Model(Struct):
     """Whether a provider has answered with a model, and its replies in a row that deny it."""
 
     has_answered: bool
@@ -51,8 +51,7 @@ class _Model:
     missing: list[Signature] = field(default_factory=list)
 
 
-@dataclass(slots=True)
-class FirstRows:
+class FirstRows(Struct):
     """The first rows of a step that one provider has settled."""
 
     is_proven: bool

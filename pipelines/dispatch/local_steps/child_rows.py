@@ -7,7 +7,6 @@ row if a `fold` follows, else with all its children to the committer.
 import asyncio
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +14,8 @@ from typing import Any, Protocol
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from connectors.records import KEPT_CHILDREN_PREFIX, KEPT_PREFIX, KEPT_ROW, TEXT_PREFIX, RowError
 from connectors.tables.mapped_table import map_table, release_pages
@@ -64,8 +65,7 @@ class ChildRowsOwner(Protocol):
     def is_stopped(self) -> bool: ...
 
 
-@dataclass(frozen=True, slots=True)
-class EachRun:
+class EachRun(Struct, frozen=True):
     """An `each` step, ready to run, with the `fold` that ends it."""
 
     name: str
@@ -89,8 +89,7 @@ class EachRun:
     """Folder for the children of source rows that have many."""
 
 
-@dataclass(slots=True)
-class _Span:
+class _Span(Struct):
     """Rows side by side in the table of a chunk: copies of them, vectors above all, would take time and memory."""
 
     table: pa.Table
@@ -98,8 +97,7 @@ class _Span:
     end: int
 
 
-@dataclass(slots=True)
-class _Family:
+class _Family(Struct):
     """A source row with its children."""
 
     number: int

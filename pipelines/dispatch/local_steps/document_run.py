@@ -5,12 +5,12 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+from msgspec import Struct
 
 from connectors.documents.document import Document
 from connectors.documents.document_reader import DocumentReader, ReaderUnavailable
@@ -28,8 +28,7 @@ MAX_OPEN_FILES = 4
 _BLOCK_BYTES = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class DocumentAccess:
+class DocumentAccess(Struct, frozen=True):
     """What reads the documents of rows, and where the pictures of their pages go."""
 
     media: MediaReader

@@ -1,8 +1,9 @@
 """Agreement of packed answers with single ones, and the pack size that follows from it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from connectors.records import RowError, Values
 
@@ -10,8 +11,7 @@ MIN_VERIFIED_ROWS = 50
 """Verified rows before the pack size may change."""
 
 
-@dataclass(slots=True)
-class PackAgreement:
+class PackAgreement(Struct):
     """The rows of a pack, and how many verified rows have had the same answer alone."""
 
     rows: int

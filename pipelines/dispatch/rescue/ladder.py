@@ -1,14 +1,14 @@
 """The ladder of a step: its rungs in order, and which of them follows a failure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Self
+
+from msgspec import Struct
 
 from connectors.registry import StepConfig
 
 
-@dataclass(frozen=True, slots=True)
-class Ladder:
+class Ladder(Struct, frozen=True):
     """The rungs of one step; a rung's place counts from 1."""
 
     classes: tuple[frozenset[str], ...] = ()

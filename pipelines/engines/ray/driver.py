@@ -6,9 +6,11 @@ import os
 import socket
 import time
 from collections.abc import Coroutine
-from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from connectors.errors import JobError
 from pipelines.batch.store import BatchLedger
@@ -105,16 +107,14 @@ def _connect() -> None:
         raise JobError("RAY_ADDRESS", f"no cluster to use at {address} ({reason})", "start one, or unset it") from exc
 
 
-@dataclass(slots=True)
-class AssignedChunk:
+class AssignedChunk(Struct):
     """A chunk at a worker, and the keys of its rows that are not finished."""
 
     chunk: Chunk
     unfinished: set[str]
 
 
-@dataclass(slots=True)
-class WorkerHandle:
+class WorkerHandle(Struct):
     """One worker as the driver sees it."""
 
     number: int

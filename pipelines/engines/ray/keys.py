@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from connectors.contracts import KeyUnavailable, Provider
 from pipelines.config.providers.key_command import KeyCommand

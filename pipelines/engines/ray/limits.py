@@ -6,9 +6,10 @@ No single request asks the actor for anything.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field
 
 from pipelines.config.job import JobLimits
 from pipelines.engines.ray.ledger import actor_result
@@ -34,8 +35,7 @@ GrantedShares = Mapping[tuple[str, str], float]
 """(limit, kind) -> the share of it; of slots, how many."""
 
 
-@dataclass(frozen=True, slots=True)
-class LimitSpec:
+class LimitSpec(Struct, frozen=True):
     """The limits of a provider's key, or of the job."""
 
     requests_per_minute: float | None
@@ -45,8 +45,7 @@ class LimitSpec:
     """The name under which other processes of the workspace use it too; None if it is this run's alone."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunTerms:
+class RunTerms(Struct, frozen=True):
     """What `rowmill control` has asked of the run, for every worker."""
 
     is_paused: bool = False
@@ -56,8 +55,7 @@ class RunTerms:
     """Of each worker, with these limits."""
 
 
-@dataclass(frozen=True, slots=True)
-class LimitUsage:
+class LimitUsage(Struct, frozen=True):
     """What a worker reports about one limit when it renews its lease."""
 
     used: tuple[float, float]
@@ -71,8 +69,7 @@ class LimitUsage:
     demand: Mapping[str, float]
 
 
-@dataclass(frozen=True, slots=True)
-class RenewedLease:
+class RenewedLease(Struct, frozen=True):
     """What a worker may use until it renews its lease again."""
 
     granted: GrantedShares
@@ -104,8 +101,7 @@ class ClusterLimit(ProviderLimiter):
         self.run_share["slots"] = float(concurrency)
 
 
-@dataclass(slots=True)
-class LeaseHolder:
+class LeaseHolder(Struct):
     """A worker, as the limiter actor knows it."""
 
     granted: dict[tuple[str, str], float] = field(default_factory=dict)

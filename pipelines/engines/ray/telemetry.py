@@ -1,7 +1,9 @@
 """Telemetry on Ray: workers record their exchanges, and the driver passes them to its observer with each report."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from connectors.contracts import Provider
 from pipelines.dispatch.request_types import BatchStage, ExchangeObserver, RouteInfo
@@ -11,16 +13,14 @@ TelemetryRecord = tuple[str, str, float | SettledExchange]
 """Step, name of the provider, and the seconds that a request waited or how an exchange ended."""
 
 
-@dataclass(frozen=True, slots=True)
-class TelemetryBatch:
+class TelemetryBatch(Struct, frozen=True):
     """The records of a worker, numbered from `first` on."""
 
     first: int = 0
     records: Sequence[TelemetryRecord] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class RouteLabel:
+class RouteLabel(Struct, frozen=True):
     """The step and the provider of an exchange."""
 
     step: str

@@ -1,7 +1,8 @@
 """Time breakdown on Ray: each worker reports what its senders waited for, and the driver adds it up."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from pipelines.dispatch.counters import SenderTimes
 from pipelines.engines.ray.limits import JOB
@@ -9,8 +10,7 @@ from pipelines.limits.provider_limiter import ProviderLimiter
 from pipelines.monitoring.bottleneck import RemoteTimings
 
 
-@dataclass(frozen=True, slots=True)
-class LimitWaits:
+class LimitWaits(Struct, frozen=True):
     """What a worker reports about one limit."""
 
     seconds: Mapping[str, float]
@@ -21,8 +21,7 @@ class LimitWaits:
     """See ProviderLimiter.learned_requests_per_minute."""
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerTimings:
+class WorkerTimings(Struct, frozen=True):
     """What a worker's senders waited for besides the network, and its CPU time; seconds since it began."""
 
     limits: Mapping[str, LimitWaits] = field(default_factory=dict)

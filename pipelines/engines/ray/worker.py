@@ -6,11 +6,12 @@ import pickle
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from connectors.contracts import EmbeddingFacts, Provider, TableShape
 from connectors.documents.document_reader import DocumentReader
@@ -55,8 +56,7 @@ COMMITTER_COLUMNS = ("_key", "_part", "_in_errors", "_row_fingerprint")
 """Columns of a chunk that the committer needs in addition to those of the results."""
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerConfig:
+class WorkerConfig(Struct, frozen=True):
     """What a worker needs to know of the run; it holds no secret."""
 
     loaded: LoadedJob
@@ -85,8 +85,7 @@ class WorkerConfig:
         return self.loaded.job
 
 
-@dataclass(slots=True)
-class WorkerReport:
+class WorkerReport(Struct):
     """How far a worker is."""
 
     counters: RunCounters = field(default_factory=RunCounters)

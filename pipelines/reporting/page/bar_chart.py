@@ -3,8 +3,9 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
+
+from msgspec import Struct
 
 from pipelines.reporting.page.axes import Tick, count_ticks
 from pipelines.reporting.page.page_values import Fact
@@ -18,8 +19,7 @@ CHARACTER_WIDTH = 7
 _PLURAL = re.compile(r"^(row|request)s\b")
 
 
-@dataclass(frozen=True, slots=True)
-class Series:
+class Series(Struct, frozen=True):
     """Values of one kind, one for each bar. `css_class`: plain, failed or none."""
 
     name: str
@@ -28,8 +28,7 @@ class Series:
     css_class: str = "plain"
 
 
-@dataclass(frozen=True, slots=True)
-class Bar:
+class Bar(Struct, frozen=True):
     """One bar in percent of the area, with its tooltip."""
 
     x: float
@@ -40,8 +39,7 @@ class Bar:
     title: str
 
 
-@dataclass(frozen=True, slots=True)
-class BarChart:
+class BarChart(Struct, frozen=True):
     """Vertical bars with their axes; `summary` is read aloud, `caption` is a sequence of facts below the chart."""
 
     kind: ClassVar[str] = "chart"

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, ClassVar
 from zoneinfo import ZoneInfo
 
+from msgspec import Struct
 
-@dataclass(frozen=True, slots=True)
-class Fact:
+
+class Fact(Struct, frozen=True):
     """A figure that scripts find in the page by its name, with its exact value."""
 
     kind: ClassVar[str] = "fact"
@@ -19,8 +19,7 @@ class Fact:
     suffix: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(Struct, frozen=True):
     """A fact drawn as a bar; `percent` is from 0 to 100."""
 
     kind: ClassVar[str] = "share"
@@ -30,8 +29,7 @@ class Share:
     """plain or failed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Time:
+class Time(Struct, frozen=True):
     """A moment in the workspace's time zone."""
 
     kind: ClassVar[str] = "time"
@@ -39,8 +37,7 @@ class Time:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Items:
+class Items(Struct, frozen=True):
     """Several values in one cell: a bulleted list, or parts on one line."""
 
     kind: ClassVar[str] = "items"
@@ -48,8 +45,7 @@ class Items:
     is_list: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(Struct, frozen=True):
     """A table; the first cell of each row is its head. `numbers`: indexes of right-aligned columns."""
 
     kind: ClassVar[str] = "table"
@@ -61,16 +57,14 @@ class Table:
     """Whether its cells are values of rows: long texts are cut to a few lines, pictures are small."""
 
 
-@dataclass(frozen=True, slots=True)
-class Figures:
+class Figures(Struct, frozen=True):
     """Large figures with their names."""
 
     kind: ClassVar[str] = "figures"
     facts: Mapping[str, Fact]
 
 
-@dataclass(frozen=True, slots=True)
-class Panel:
+class Panel(Struct, frozen=True):
     """A question with its answer: one large figure with what it counts, further facts by name, and a remark."""
 
     question: str
@@ -82,16 +76,14 @@ class Panel:
     """good or bad: how the figure is coloured."""
 
 
-@dataclass(frozen=True, slots=True)
-class Panels:
+class Panels(Struct, frozen=True):
     """Panels side by side."""
 
     kind: ClassVar[str] = "panels"
     panels: Sequence[Panel]
 
 
-@dataclass(frozen=True, slots=True)
-class Card:
+class Card(Struct, frozen=True):
     """A titled block of a grid, such as the distribution of a column."""
 
     title: str
@@ -102,16 +94,14 @@ class Card:
     """Whether it takes two columns."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cards:
+class Cards(Struct, frozen=True):
     """Cards in a grid that has as many columns as there is room for."""
 
     kind: ClassVar[str] = "cards"
     cards: Sequence[Card]
 
 
-@dataclass(frozen=True, slots=True)
-class Heading:
+class Heading(Struct, frozen=True):
     """A title within a section."""
 
     kind: ClassVar[str] = "heading"

@@ -1,14 +1,14 @@
 """Scatter charts in percent of their area, with an interval at each point; `blocks.html` draws them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
+
+from msgspec import Struct
 
 from pipelines.reporting.page.axes import Tick, count_ticks, number_ticks
 
 
-@dataclass(frozen=True, slots=True)
-class ChartPoint:
+class ChartPoint(Struct, frozen=True):
     """A value to draw, with the interval of its vertical coordinate."""
 
     x: float
@@ -21,8 +21,7 @@ class ChartPoint:
     is_marked: bool
 
 
-@dataclass(frozen=True, slots=True)
-class PlacedPoint:
+class PlacedPoint(Struct, frozen=True):
     """A point in percent of the area."""
 
     x: float
@@ -34,8 +33,7 @@ class PlacedPoint:
     css_class: str
 
 
-@dataclass(frozen=True, slots=True)
-class ScatterChart:
+class ScatterChart(Struct, frozen=True):
     """Points with their axes; `summary` is read aloud, `caption` is below the chart."""
 
     kind: ClassVar[str] = "scatter"

@@ -1,14 +1,14 @@
 """Horizontal bars for values that have names: each with its number of rows and its share."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar
+
+from msgspec import Struct
 
 from pipelines.reporting.page.page_values import Fact
 
 
-@dataclass(frozen=True, slots=True)
-class ValueBar:
+class ValueBar(Struct, frozen=True):
     """One value; `percent` is the length of its bar. `css_class`: plain, failed or none."""
 
     label: str
@@ -18,8 +18,7 @@ class ValueBar:
     css_class: str = "plain"
 
 
-@dataclass(frozen=True, slots=True)
-class ValueBars:
+class ValueBars(Struct, frozen=True):
     """Bars one below the other; the titles are those of their columns."""
 
     kind: ClassVar[str] = "bars"

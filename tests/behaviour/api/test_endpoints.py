@@ -70,7 +70,7 @@ def test_values_are_pure_a_new_endpoint_reads_the_stored_answer_equally(case: Ca
 def test_usage_is_that_of_the_reply_in_integers(case: Case) -> None:
     endpoint, request, _ = answer_of(case)
     used = endpoint.usage([request], reply_of(case))
-    usage = {name: value for name in used.__dataclass_fields__ if (value := getattr(used, name)) is not None}
+    usage = {name: value for name in used.__struct_fields__ if (value := getattr(used, name)) is not None}
     # What served the exchange has tests of its own.
     for name in ("service_tier", "hosted_calls", "cache_write_tokens"):
         usage.pop(name, None)

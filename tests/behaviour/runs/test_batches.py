@@ -8,13 +8,13 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
+from msgspec.structs import replace
 
 from pipelines.batch.dispatcher import BatchDispatcher, BatchProgress
 from pipelines.batch.store import Batch

@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from connectors.contracts import BaseEndpoint, Provider
 from connectors.records import NO_USAGE, Call, Reply, Request, RowError, Usage

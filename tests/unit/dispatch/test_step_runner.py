@@ -2,12 +2,12 @@
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from msgspec.structs import replace
 
 from connectors.records import Request, Row, RowError, Values
 from pipelines.dispatch.chunks import Chunk

@@ -1,11 +1,11 @@
 """The packed form of a step's requests: groups, body, bounds, and the answers of a reply."""
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import orjson
 import pytest
+from msgspec.structs import replace
 
 from connectors.endpoints.chat import ChatCompletionsFormat
 from connectors.endpoints.conversation.openai_responses import OpenAIResponsesFormat

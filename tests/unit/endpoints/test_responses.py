@@ -3,13 +3,13 @@
 import base64
 import hashlib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pyarrow as pa
 import pytest
+from msgspec.structs import replace
 
 from connectors.contracts import Endpoint, MalformedReply, StepContext
 from connectors.endpoints.conversation.chat_params import INCLUDE, REFERENCE_PARAMS, RESPONSES_PARAMS

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import orjson
 import pyarrow as pa
 import pytest
 from aiohttp import web
+from msgspec.structs import replace
 
 from connectors.contracts import Endpoint, MalformedReply, Provider, StepContext
 from connectors.endpoints.transcription import TranscriptionStep

@@ -3,10 +3,10 @@
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from pipelines.limits.adaptive_rate import FIRST_HOLD_SECONDS, NO_LEARNED_RATE, LearnedRate
 from pipelines.limits.adaptive_rate_store import MAX_RATE_AGE_SECONDS

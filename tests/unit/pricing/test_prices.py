@@ -1,6 +1,5 @@
 """Prices: entries, the cost of an exchange, and the maximum cost of a request."""
 
-from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -8,6 +7,7 @@ import genai_prices
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from pydantic import ValidationError
 
 from connectors.records import Usage

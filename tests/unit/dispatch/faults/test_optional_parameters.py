@@ -1,11 +1,11 @@
 """Optional parameters that a provider refuses: left out from then on, for its model alone."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import orjson
 import pytest
+from msgspec.structs import replace
 
 from connectors.records import Call, RowError
 from pipelines.dispatch.faults.optional_parameters import OptionalParameters
