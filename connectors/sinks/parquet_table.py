@@ -1,25 +1,39 @@
 """`parquet:` a folder with results/, usage/ and errors/, each a table of parts that readers see only when complete."""
 
 import contextlib
+import io
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from connectors.contracts import Commit, SinkModel, TableShape, UsageMark
 from connectors.sql import literal_list, literal_path, no_rows
 from connectors.storage.local_part_store import LocalPartStore
 from connectors.storage.part_store import BUILD, EMPTY_PART, Part, PartStore, PartTransaction
-from connectors.tables.compaction import MARKS, is_recorded, marks_of, merge_groups, usage_part_name, write_merged_part
+from connectors.tables.compaction import (
+    MARKS,
+    is_piece,
+    is_recorded,
+    marks_of,
+    merge_groups,
+    parts_of_like_size,
+    usage_part_name,
+    write_merged_part,
+    write_pieces,
+)
 from connectors.tables.parquet_parts import (
     add_null_columns,
     drop_rows,
+    find_rows,
     matching_rows,
-    read_columns,
     read_footer,
     replaced_errors,
     rewrite_part,
@@ -40,8 +54,18 @@ MAX_CONCURRENT_READS = 8
 MAX_SMALL_PARTS = 20
 """More small parts than these are merged."""
 SMALL_PART_BYTES = 16 << 20
+MAX_UNMERGED_PARTS = 100
+"""More parts than these below MIN_PART_BYTES are merged: those of large rows are not small, and cost more to merge."""
+MIN_PART_BYTES = 128 << 20
+"""Larger parts are not merged any more."""
 MAX_PART_BYTES = 256 << 20
-MAX_PART_ROWS = 1_000_000
+"""Of merged parts; one may be larger by less than MIN_PART_BYTES."""
+MAX_MERGED_BYTES = 4 << 30
+"""About so many bytes are merged in one transaction: the disk needs room for them."""
+MAX_REWRITTEN_BYTES = 32 << 20
+"""A larger part is divided before a run rewrites it for the second time."""
+PIECE_BYTES = 8 << 20
+"""Of a part that is divided."""
 
 
 class ParquetSink(SinkModel):
@@ -79,6 +103,10 @@ class ParquetTables:
         self._old_usage_parts: list[str] = []
         self._build = ""
         """Prefix of the folders `results` and `errors` while they are rebuilt."""
+        self._rewritten: set[str] = set()
+        """The parts of the results in which commits have replaced rows."""
+        self._pieces: dict[str, list[str]] = {}
+        """Those that were divided, with the names of their pieces; first the one in which rows were last replaced."""
 
     @property
     def files_folder(self) -> Path:
@@ -148,12 +176,17 @@ class ParquetTables:
 
     def commit(self, commit: Commit, name: str) -> None:
         self._folder.upload_files()
+        replaced = {**commit.rows_by_part, **commit.emptied_by_part}
+        self._divide_large_parts(replaced)
         with self._store.transaction() as transaction:
             replacing: set[int] = set()
-            for part in {**commit.rows_by_part, **commit.emptied_by_part}:
+            for part in replaced:
                 rows = commit.rows_by_part.get(part, ())
                 added = commit.results.take(pa.array(rows, pa.int64()))
-                self._rewrite(transaction, f"{self._build}results/{part}", added, commit.emptied_by_part.get(part))
+                keys = added.select(self._key)
+                if (emptied := commit.emptied_by_part.get(part)) is not None:
+                    keys = pa.concat_tables([keys, emptied.select(self._key).cast(keys.schema)])
+                self._replace_rows(transaction, part, keys, added)
                 replacing.update(rows)
             new = drop_rows(commit.results, replacing)
             if new.num_rows:
@@ -174,8 +207,7 @@ class ParquetTables:
         with self._store.transaction() as transaction:
             for table in ("results", "errors") if errors_too else ("results",):
                 for part in self._store.parts(table):
-                    rows = read_columns(part.source, self._key)
-                    dropped = matching_rows(rows, keys.select(self._key).cast(rows.schema.remove_metadata()))
+                    dropped, _ = self._find(part.source, keys.select(self._key))
                     self._drop_rows(transaction, table, f"{table}/{part.name}", dropped)
                     removed += dropped.true_count if table == "results" else 0
         return removed
@@ -187,7 +219,9 @@ class ParquetTables:
             self._build = ""
             self._store.recover()
         for table in TABLES:
-            self._merge_small_parts(table)
+            self._merge_parts(table)
+        self._rewritten.clear()
+        self._pieces.clear()
 
     def _parts_sql(self, table: str) -> str:
         """The parts as a list; empty text if there is none."""
@@ -234,15 +268,57 @@ class ParquetTables:
             place = f"{folder}/{name}-{secrets.token_hex(4)}.parquet"
         return place
 
-    def _rewrite(self, transaction: PartTransaction, place: str, added: pa.Table, emptied: pa.Table | None) -> None:
-        """Write a part of the results again: with rows added in place of those of the same source rows, and without
-        those of the emptied ones."""
-        keys = added.select(self._key)
-        if emptied is not None:
-            keys = pa.concat_tables([keys, emptied.select(self._key).cast(keys.schema)])
-        with self._store.local_copy(place) as path:
-            dropped = matching_rows(read_columns(path, self._key), keys)
-            rewrite_part(path, transaction.add(place), self._schemas["results"], dropped, added)
+    def _find(self, part: Path | io.RawIOBase, keys: pa.Table) -> tuple[pa.BooleanArray, pa.Table]:
+        """Return which rows of a part have one of these source keys, and the source keys of those."""
+        return find_rows(part, self._key, lambda rows: matching_rows(rows, keys.cast(rows.schema)))
+
+    def _divide_large_parts(self, names: Iterable[str]) -> None:
+        """Divide those of the results' parts that are large and were rewritten before: each further commit then
+        rewrites only the pieces that it changes. The compaction merges them again."""
+        again = self._rewritten.intersection(names).difference(self._pieces)
+        self._rewritten.update(names)
+        if self._build or not again:
+            return
+        parts = [part for part in self._store.parts("results") if part.name in again]
+        large = [part for part in parts if self._store.size(part) > MAX_REWRITTEN_BYTES]
+        if not large:
+            return
+        schema, pieces = self._schemas["results"], dict[str, list[str]]()
+        with self._store.transaction() as transaction:
+            folder = transaction.merge("results", large)
+            write_part(folder / EMPTY_PART, schema.empty_table())
+            for part in large:
+                with self._store.local_copy(f"results/{part.name}") as path:
+                    pieces[part.name] = write_pieces(path, folder, schema, self._key, PIECE_BYTES)
+        self._pieces |= pieces
+
+    def _replace_rows(self, transaction: PartTransaction, part: str, keys: pa.Table, added: pa.Table) -> None:
+        """Write a part of the results again, or those of its pieces that have such rows: without the rows of these
+        source keys, and with rows added in their place."""
+        pieces = self._pieces.get(part, [part])
+        changed = 0
+        for number, piece in enumerate(pieces):
+            is_last = number + 1 == len(pieces)
+            place = f"{self._build}results/{piece}"
+            with self._store.local_copy(place) as path:
+                dropped, found = self._find(path, keys)
+                # A key is in one piece; new rows replace the old ones there, so that no reader sees neither or both.
+                is_here = pa.repeat(pa.scalar(True), added.num_rows) if is_last else self._among(added, found)
+                if dropped.true_count or is_here.true_count:
+                    changed = number
+                    here = added.filter(is_here)
+                    rewrite_part(path, transaction.add(place), self._schemas["results"], dropped, here)
+            keys = keys.filter(pc.invert(self._among(keys, found)))
+            added = added.filter(pc.invert(is_here))
+            if not keys.num_rows:
+                break
+        # Rows come in the order of the source: the next ones are probably in the same piece.
+        pieces[:] = pieces[changed:] + pieces[:changed]
+
+    def _among(self, rows: pa.Table, keys: pa.Table) -> pa.BooleanArray:
+        """Return which rows have one of these source keys."""
+        wanted = rows.select(self._key)
+        return matching_rows(wanted, keys.cast(wanted.schema))
 
     def _drop_rows(self, transaction: PartTransaction, table: str, place: str, dropped: pa.BooleanArray) -> None:
         """Write a part again without some rows. Emptied parts stay until they are merged: readers may have listed
@@ -256,25 +332,49 @@ class ParquetTables:
         if not commit.errors.num_rows and not commit.resolved_keys.num_rows:
             return
         folder = f"{self._build}errors"
+        replaced = partial(replaced_errors, commit=commit, key=self._key, details=self._details)
         for part in self._store.parts(folder):
-            rows = read_columns(part.source, [*self._key, self._details])
-            dropped = replaced_errors(rows, commit, self._key, self._details)
+            dropped, _ = find_rows(part.source, [*self._key, self._details], replaced)
             self._drop_rows(transaction, "errors", f"{folder}/{part.name}", dropped)
         if commit.errors.num_rows:
             write_part(transaction.add(self._unused_place(folder, name)), commit.errors)
 
-    def _merge_small_parts(self, table: str) -> None:
-        parts = [part for part in self._store.parts(table) if part.name != EMPTY_PART]
-        small = [part for part in parts if self._store.size(part) < SMALL_PART_BYTES]
-        if len(small) <= MAX_SMALL_PARTS:
+    def _merge_parts(self, table: str) -> None:
+        """Merge parts if there are too many of them; pieces always."""
+        parts = {part.name: part for part in self._store.parts(table) if part.name != EMPTY_PART}
+        sizes = {name: self._store.size(part) for name, part in parts.items()}
+        sizes = {name: size for name, size in sizes.items() if size < MIN_PART_BYTES}
+        small = [size for size in sizes.values() if size < SMALL_PART_BYTES]
+        if any(map(is_piece, sizes)):
+            names = list(sizes)
+        elif len(small) > MAX_SMALL_PARTS or len(sizes) > MAX_UNMERGED_PARTS:
+            names = parts_of_like_size(sizes)
+        else:
             return
+        chosen = [parts[name] for name in sorted(names)]
+        groups = merge_groups([(part, sizes[part.name]) for part in chosen], MIN_PART_BYTES, MAX_PART_BYTES)
+        kept = {part.name for group in groups for part in group}
+        emptied = [part for part in chosen if part.name not in kept]
+        batches: list[list[list[Part]]] = [[]]
+        for group in groups:
+            batches[-1].append(group)
+            if sum(sizes[part.name] for one in batches[-1] for part in one) >= MAX_MERGED_BYTES:
+                batches.append([])
+        for batch in batches:
+            if batch or emptied:
+                self._merge_groups(table, batch, emptied)
+            emptied = []
+
+    def _merge_groups(self, table: str, groups: Sequence[Sequence[Part]], emptied: Sequence[Part]) -> None:
+        """Merge each group of parts into one part, and remove emptied parts, in one transaction."""
         schema = self._schemas[table]
-        with self._store.transaction() as transaction, contextlib.ExitStack() as copies:
-            folder = transaction.merge(table, small)
+        with self._store.transaction() as transaction:
+            folder = transaction.merge(table, [*emptied, *chain(*groups)])
             write_part(folder / EMPTY_PART, schema.empty_table())
-            paths = [copies.enter_context(self._store.local_copy(f"{table}/{part.name}")) for part in small]
-            for group in merge_groups(paths, MAX_PART_ROWS, MAX_PART_BYTES):
-                write_merged_part(group, folder, schema, with_marks=table == "usage")
+            for group in groups:
+                with contextlib.ExitStack() as copies:
+                    paths = [copies.enter_context(self._store.local_copy(f"{table}/{part.name}")) for part in group]
+                    write_merged_part(paths, folder, schema, with_marks=table == "usage")
 
 
 def _part_store(folder: TableFolder) -> PartStore:

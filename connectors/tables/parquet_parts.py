@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -15,9 +15,13 @@ from connectors.errors import DataError
 
 ROW_GROUP_ROWS = 65_536
 ROW_GROUP_BYTES = 16 << 20
-READ_BATCH_ROWS = 1024
-"""Rows of a part that are read together when it is rewritten."""
+READ_BATCH_ROWS = 4096
+"""At most so many rows of a part are read together when it is rewritten."""
+READ_BATCH_BYTES = 4 << 20
+"""So many bytes of large rows."""
 READ_BUFFER_BYTES = 1 << 20
+FOUND_BYTES = 4 << 20
+"""Bytes of columns of a part among which rows are found together."""
 
 
 class PartWriter:
@@ -64,6 +68,11 @@ class PartWriter:
         group_rows = self._group_rows()
         if self._rows >= group_rows:
             self._flush(group_rows)
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file so far, without those of the last, unfinished row group."""
+        return int(self._file.tell())
 
     def add_metadata(self, key: str, text: str) -> None:
         """Add a text to the part's footer."""
@@ -122,17 +131,36 @@ def add_null_columns(source: Path, target: Path, schema: pa.Schema, key: str) ->
 
 
 def read_batches(part: Path) -> Iterator[pa.Table]:
-    """Iterate over a part's rows, about a thousand at a time."""
+    """Iterate over a part's rows, some thousand at a time."""
     # With pre-buffering, every row group would be held until the last one is read.
     with pq.ParquetFile(part, pre_buffer=False, buffer_size=READ_BUFFER_BYTES) as file:
-        for batch in file.iter_batches(batch_size=READ_BATCH_ROWS):
+        meta = file.metadata
+        nbytes = sum(meta.row_group(number).total_byte_size for number in range(meta.num_row_groups))
+        batch_rows = max(1, min(READ_BATCH_ROWS, READ_BATCH_BYTES * meta.num_rows // max(1, nbytes)))
+        for batch in file.iter_batches(batch_size=batch_rows):
             yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
 
 
-def read_columns(part: Path | io.RawIOBase, names: Sequence[str]) -> pa.Table:
-    """Read some columns of all of a part's rows."""
+def find_rows(
+    part: Path | io.RawIOBase, names: Sequence[str], find: Callable[[pa.Table], pa.BooleanArray]
+) -> tuple[pa.BooleanArray, pa.Table]:
+    """Return which of a part's rows `find` finds by some of their columns, and these columns of the found rows.
+
+    Memory is bounded by FOUND_BYTES and what is found, however large the part is.
+    """
+    masks: list[pa.BooleanArray] = []
+    found: list[pa.Table] = []
     with pq.ParquetFile(part) as file:
-        return file.read(list(names))
+        # So that `found` has a schema.
+        waiting = [file.schema_arrow.remove_metadata().empty_table().select(names)]
+        for number in range(file.num_row_groups):
+            waiting.append(file.read_row_group(number, list(names)).select(names).replace_schema_metadata(None))
+            if number + 1 == file.num_row_groups or sum(table.nbytes for table in waiting) >= FOUND_BYTES:
+                rows = pa.concat_tables(waiting)
+                masks.append(find(rows))
+                found.append(rows.filter(masks[-1]))
+                waiting = [rows.slice(0, 0)]
+    return pa.chunked_array(masks, pa.bool_()).combine_chunks(), pa.concat_tables(found or waiting)
 
 
 def read_footer(part: Path | io.RawIOBase) -> tuple[int, pa.Schema, dict[bytes, bytes]]:
@@ -170,8 +198,8 @@ def matching_rows(rows: pa.Table, wanted: pa.Table) -> pa.BooleanArray:
         return matches
     # Each value of a composite key occurs among the wanted keys; their combination may not.
     keys = set(_positions(wanted, values))
-    found = zip(matches.to_pylist(), _positions(rows, values), strict=True)
-    return pa.array([hit and key in keys for hit, key in found])
+    found = pa.array([key in keys for key in _positions(rows.filter(matches), values)], pa.bool_())
+    return pc.replace_with_mask(matches, matches, found)
 
 
 def rows_without_key(keys: pa.Table) -> pa.BooleanArray:

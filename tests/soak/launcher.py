@@ -324,4 +324,5 @@ if __name__ == "__main__":
     pipelines.execution.job_run.CHUNK_ROWS = 8
     pipelines.execution.job_run.asyncio = Hurried()  # type: ignore[assignment]
     parquet_table.MAX_SMALL_PARTS = 2
+    parquet_table.MAX_REWRITTEN_BYTES = 0
     take_orders()

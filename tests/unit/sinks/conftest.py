@@ -19,6 +19,7 @@ from obstore.store import S3Store
 from connectors.contracts import Commit, Sink, TableShape, UsageMark
 from connectors.registry import SINKS, SinkConfig
 from connectors.sinks import parquet_table
+from connectors.tables import parquet_parts
 from connectors.tables.schemas import errors_schema, failure_names, results_schema, usage_schema
 from tests.support.shared_database import shared_cursor
 
@@ -262,4 +263,14 @@ def low_compaction_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few rows and few parts are enough for compaction."""
     monkeypatch.setattr(parquet_table, "MAX_SMALL_PARTS", 3)
     monkeypatch.setattr(parquet_table, "SMALL_PART_BYTES", 10_000)
-    monkeypatch.setattr(parquet_table, "MAX_PART_ROWS", 4)
+    monkeypatch.setattr(parquet_table, "MIN_PART_BYTES", 6_000)
+    monkeypatch.setattr(parquet_table, "MAX_PART_BYTES", 6_000)
+
+
+@pytest.fixture
+def low_division_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part that is rewritten for the second time is divided into pieces of three rows."""
+    monkeypatch.setattr(parquet_table, "MAX_REWRITTEN_BYTES", 0)
+    monkeypatch.setattr(parquet_table, "PIECE_BYTES", 1)
+    for limit in ("READ_BATCH_ROWS", "ROW_GROUP_ROWS"):
+        monkeypatch.setattr(parquet_parts, limit, 3)

@@ -489,16 +489,23 @@ def test_a_source_rows_new_children_replace_all_its_old_ones(tables: Tables) -> 
     assert tables.answers() == dict([*expected, *pieces(5, 2, "new")])
 
 
-def test_children_of_one_source_row_are_in_one_part(tables: Tables, low_compaction_limits: None) -> None:
+def test_children_of_one_source_row_are_in_one_part(
+    tables: Tables, low_compaction_limits: None, low_division_limits: None
+) -> None:
     with_children(tables)
     sink = tables.ready()
     for row in range(6):
         tables.commit(sink, pieces(row, 3, "old"))
-    tables.commit(sink, [*pieces(3, 5, "new"), *pieces(30, 2, "new")])
+    tables.commit(sink, [*pieces(30, 2, "old"), *pieces(31, 8, "old"), *pieces(32, 2, "old")])
+    for answer in ("new", "newer"):
+        tables.commit(sink, [*pieces(3, 5, answer), *pieces(30, 4, answer)])
     for _ in range(2):
         parts = tables.parts(sink)
-        assert len({row for (row, _), _ in parts}) == len({(row, part) for (row, _), part in parts}) == 7
+        assert len({row for (row, _), _ in parts}) == len({(row, part) for (row, _), part in parts}) == 9
         sink.finish()
+    expected = [*(one for row in (0, 1, 2, 4, 5) for one in pieces(row, 3, "old")), *pieces(3, 5, "newer")]
+    others = [*pieces(30, 4, "newer"), *pieces(31, 8, "old"), *pieces(32, 2, "old")]
+    assert tables.answers() == dict([*expected, *others])
 
 
 def test_a_source_row_without_children_loses_its_old_ones(tables: Tables) -> None:

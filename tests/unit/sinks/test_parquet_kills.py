@@ -114,6 +114,26 @@ def test_a_commit_killed_anywhere_is_complete_or_absent(parquet: Tables, every_k
     assert [state == NEW for state in seen] == sorted(state == NEW for state in seen)
 
 
+def test_a_commit_that_divides_a_part_is_complete_or_absent_if_killed_anywhere(
+    parquet: Tables, every_kill: EveryKill, low_division_limits: None
+) -> None:
+    def begin(tables: Tables) -> Any:
+        sink = tables.ready()
+        for _ in range(2):
+            tables.commit(sink, [(n, "old") for n in range(8)])
+        return sink
+
+    old, new = dict.fromkeys(range(8), "old"), {**dict.fromkeys(range(8), "old"), 1: "new", 6: "new", 9: "new"}
+    seen = []
+    for _ in every_kill(parquet, begin, lambda sink: parquet.commit(sink, [(1, "new"), (6, "new"), (9, "new")])):
+        sink = parquet.ready()
+        seen.append(parquet.answers())
+        assert seen[-1] in (old, new)
+        sink.finish()
+        assert parquet.answers() == seen[-1]
+    assert (seen[0], seen[-1]) == (old, new)
+
+
 def test_a_deletion_killed_anywhere_is_complete_or_absent(parquet: Tables, every_kill: EveryKill) -> None:
     seen = []
     for _ in every_kill(parquet, with_rows, lambda sink: sink.remove(parquet.keys([1, 3, 10]), errors_too=True)):

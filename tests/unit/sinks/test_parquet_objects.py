@@ -169,20 +169,22 @@ def test_a_first_build_killed_anywhere_does_not_count_until_it_is_complete(
         assert at_s3.answers() == {9: "new"}
 
 
-def test_small_parts_are_merged_with_their_marks(at_s3: Tables, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet_table, "MAX_SMALL_PARTS", 3)
-    monkeypatch.setattr(parquet_table, "MAX_PART_ROWS", 4)
+def test_small_parts_are_merged_with_their_marks(
+    at_s3: Tables, monkeypatch: pytest.MonkeyPatch, low_compaction_limits: None
+) -> None:
+    # Each group in a separate transaction.
+    monkeypatch.setattr(parquet_table, "MAX_MERGED_BYTES", 1)
     sink = at_s3.ready()
-    for n in range(5):
+    for n in range(6):
         at_s3.commit(sink, [(n, "a"), (50 + n, "a")])
         at_s3.usage(sink, n + 1, n + 1, writer=n // 4 + 1)
     before = (at_s3.answers(), at_s3.used())
     sink.finish()
     found = at_s3.objects("out/results")
-    assert [name[:7] for name in found] == ["0-empty", *["merged-"] * 3]
+    assert [name[:7] for name in found] == ["0-empty", *["merged-"] * 2]
     assert (at_s3.answers(), at_s3.used()) == before
     sink = at_s3.ready()
-    assert {(mark.writer, mark.last) for mark in sink.usage_marks()} == {(1, 4), (2, 5)}
+    assert {(mark.writer, mark.last) for mark in sink.usage_marks()} >= {(1, 4), (2, 6)}
     at_s3.commit(sink, [(3, "changed")])
     assert at_s3.answers() == {**before[0], 3: "changed"}
 

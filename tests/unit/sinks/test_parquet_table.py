@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,10 +153,10 @@ def test_small_parts_are_merged_and_large_ones_stay(
     sink.finish()
     found = names(results)
     assert found[:2] == ["0-empty.parquet", "large.parquet"]
-    assert [name[:7] for name in found[2:]] == ["merged-"] * 3
+    assert [name[:7] for name in found[2:]] == ["merged-"] * 2
     assert (results / "large.parquet").stat().st_ino == large
     assert (parquet.answers(), parquet.failures(), parquet.used()) == before[:3]
-    assert len(names(tmp_path / "out/usage")) == len(names(tmp_path / "out/errors")) == 3
+    assert len(names(tmp_path / "out/usage")) == len(names(tmp_path / "out/errors")) == 4
     sink = parquet.ready()
     assert {(mark.writer, mark.last) for mark in sink.usage_marks()} >= {(1, 4), (2, 6)}
     parquet.usage(sink, 6, 6, writer=2)
@@ -164,6 +165,52 @@ def test_small_parts_are_merged_and_large_ones_stay(
     assert names(results) == found
     parquet.commit(sink, [(3, "changed"), (150, "changed")])
     assert parquet.answers() == {**before[0], 3: "changed", 150: "changed"}
+
+
+def test_a_part_that_is_rewritten_again_is_divided_until_the_compaction(
+    parquet: Tables, tmp_path: Path, low_division_limits: None
+) -> None:
+    sink = parquet.ready()
+    parquet.commit(sink, [(n, "0") for n in range(12)], [(n, "bad") for n in range(20, 24)])
+    (part,) = {part for _, part in parquet.parts(sink)}
+
+    def commit(keys: Iterable[int], answer: str, new: Sequence[int] = ()) -> None:
+        # A run looks up the parts once, at its start.
+        rows = parquet.results([(n, answer) for n in (*new, *keys)])
+        replaced = {part: range(len(new), rows.num_rows)}
+        sink.commit(Commit(rows, replaced, parquet.errors([]), parquet.keys([])), f"later-{answer}")
+
+    commit([0, 1], "1")
+    assert {part for _, part in parquet.parts(sink)} == {part}
+    results, stem = tmp_path / "out/results", part.removesuffix(".parquet")
+    commit([5, 7], "2", new=[30])
+    pieces = [f"{stem}-piece{n:03d}.parquet" for n in range(4)]
+    assert names(results) == sorted(["0-empty.parquet", *pieces, "later-2.parquet"])
+    inodes = {name: (results / name).stat().st_ino for name in pieces}
+    commit([8, 9], "3")
+    changed = [n for n, name in enumerate(pieces) if (results / name).stat().st_ino != inodes[name]]
+    # The rows that the first commit has replaced are the last ones of the part.
+    assert changed == [2]
+    commit(range(12), "4")
+    assert parquet.answers() == {**dict.fromkeys(range(12), "4"), 30: "2"}
+    sink.finish()
+    assert [name[:7] for name in names(results)] == ["0-empty", "merged-"]
+    assert parquet.answers() == {**dict.fromkeys(range(12), "4"), 30: "2"}
+    assert len(parquet.failures()) == 4
+
+
+def test_pieces_that_a_killed_run_has_left_are_merged_by_the_next(
+    parquet: Tables, tmp_path: Path, low_division_limits: None
+) -> None:
+    sink = parquet.ready()
+    for answer in "abc":
+        parquet.commit(sink, [(n, answer) for n in range(6)])
+    assert any("-piece" in name for name in names(tmp_path / "out/results"))
+    sink = parquet.ready()
+    parquet.commit(sink, [(2, "d")])
+    sink.finish()
+    assert [name[:7] for name in names(tmp_path / "out/results")] == ["0-empty", "merged-"]
+    assert parquet.answers() == {**dict.fromkeys(range(6), "c"), 2: "d"}
 
 
 def test_emptied_parts_are_removed_by_the_next_compaction(
