@@ -62,7 +62,9 @@ def validate_command(jobs: tuple[str, ...]) -> int:
                 columns_out = format_count(len(ready.shape.results), "output column")
                 click.echo(f"{loaded.path}: OK, job {ready.job.name} ({columns_in}, {columns_out})")
         except RowmillError as exc:
-            click.echo(str(exc), err=True)
+            # Of several jobs, an error in a data file or in rowmill.yaml names the one that uses it.
+            is_named = len(candidates) == 1 or str(exc).startswith(str(candidate.path))
+            click.echo(str(exc) if is_named else f"{candidate.path}: {exc}", err=True)
             worst = 2
     try:
         sort_jobs(candidates)

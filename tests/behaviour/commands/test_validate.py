@@ -63,6 +63,19 @@ def test_a_path_that_cannot_be_used_is_named_with_the_line_and_the_key(
         assert line.startswith(f"{job}:{message.replace('@', str(workspace.folder))}")
 
 
+def test_of_several_jobs_the_one_with_a_broken_data_file_is_named(workspace: Workspace, cli: Cli) -> None:
+    workspace.csv(1)
+    workspace.write("broken.csv", "id,text\n1\n")
+    whole = workspace.job("whole")
+    broken = workspace.job("broken", source="{csv: broken.csv, key: id}", sink="{parquet: other}")
+    message = f"{workspace.folder}/broken.csv:2: 1 values, but the first line has 2: 1;"
+    assert cli("validate", broken) == 2
+    assert cli.err.startswith(message)
+    assert cli("validate", whole, broken) == 2
+    assert cli.err.startswith(f"{broken}: {message}")
+    assert f"{whole}: OK" in cli.out
+
+
 def test_a_model_without_a_price_under_a_budget_is_refused(workspace: Workspace, cli: Cli) -> None:
     workspace.csv(2)
     job = workspace.job(budget="{usd: 1}", steps=step("{{ text }}").replace("model: m", "model: unknown"))
