@@ -16,7 +16,7 @@ from pipelines.config.included_files.workspace_files import WorkspaceFiles
 from pipelines.config.job import Job, pydantic_schema
 from pipelines.config.job_suggestions import suggest_job_file
 from pipelines.config.key_locations import KeyLocations
-from pipelines.config.overrides import NONE, Overrides, answer_flags, apply_overrides
+from pipelines.config.overrides import NONE, SENDING_KEYS, Overrides, answer_flags, apply_overrides
 from pipelines.config.steps.local_steps import LOCAL_STEPS
 from pipelines.config.validation_messages import (
     ConfigError,
@@ -191,7 +191,8 @@ def _validated(values: dict[str, Any], model: type[AnyJob]) -> tuple[AnyJob | No
 
 def _answer_facts(job: Job) -> dict[str, Any]:
     """Return what determines the answers and whose they are; how many rows are requested does not."""
-    return job.model_dump(include={"name", "source", "steps"}, exclude={"source": {"limit"}})
+    excluded: dict[str, Any] = {"source": {"limit"}, "steps": {"__all__": SENDING_KEYS}}
+    return job.model_dump(include={"name", "source", "steps"}, exclude=excluded)
 
 
 def _without_kind(location: Sequence[str | int]) -> KeyPath:

@@ -14,6 +14,9 @@ from pipelines.config.yaml_reader import parse_value
 _ANSWER_SECTIONS = ("source", "steps", "name")
 """Sections that determine the answers and whose they are."""
 
+SENDING_KEYS = frozenset({"pack", "repairs"})
+"""Keys of a step that change how rows are requested from now on, and no answer."""
+
 
 class Overrides(Struct, frozen=True):
     """The flags of a command; None for a flag that was not given."""
@@ -83,7 +86,9 @@ def answer_flags(overrides: Overrides) -> tuple[str, ...]:
     flags = [
         f"{flag} {key}"
         for flag, key in _assigned_keys(overrides)
-        if key.split(".")[0] in _ANSWER_SECTIONS and key != "source.limit"
+        if (parts := key.split("."))[0] in _ANSWER_SECTIONS
+        and key != "source.limit"
+        and not (parts[0] == "steps" and SENDING_KEYS.intersection(parts[2:3]))
     ]
     return (*flags, "--provider") if overrides.provider is not None else tuple(flags)
 

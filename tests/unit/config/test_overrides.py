@@ -126,6 +126,7 @@ def test_an_invalid_file_is_reported_despite_flags(load_error: Callable[..., str
     [
         (Overrides(limit=3, budget_usd=1, delivery="batch", sink="x"), ()),
         (settings("source.limit=3", "limits.concurrency=4", "sink.columns=[text]"), ()),
+        (settings("steps.label.pack={rows: 5}", "steps.label.repairs=3"), ()),
         (settings("steps.label.model=n"), ("--set steps.label.model",)),
         (settings("source.where=id > 3"), ("--set source.where",)),
         (settings("name=other"), ("--set name",)),
