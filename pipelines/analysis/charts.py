@@ -167,7 +167,7 @@ def throughput(usage: pl.LazyFrame, run_id: str | None = None) -> alt.Chart:
     of_run = started.filter(pl.col("run_id") == run_id)
     if not len(of_run):
         raise JobError(
-            "throughput", f"no exchange of {run_id or 'any run'} in usage", "the table .usage tells which ran"
+            "throughput", f"no exchange of {run_id or 'any run'} in usage", "the table .usage lists the runs"
         )
     took = pl.duration(microseconds=(pl.col("latency_ms").fill_null(0) * 1000).cast(pl.Int64))
     outcome = pl.when(pl.col("error_class").is_null()).then(pl.lit("answered")).otherwise(pl.lit("failed"))
