@@ -23,6 +23,23 @@ class RunBudget:
         self.waited_seconds = 0.0
         """Time that requests waited for money to come back, added up over all of them."""
         self._settled = asyncio.Event()
+        self._excess = (1, 1)
+        """(cost, maximum cost) of the request that cost most in relation to what was reserved for it."""
+
+    def raised(self, max_cost: int | None) -> int | None:
+        """Return the maximum cost of a request, raised if an earlier one has cost more than its own; None: unbounded.
+
+        Some servers ignore `max_tokens`, or count tokens that nobody can know before.
+        """
+        if max_cost is None or self.limit is None:
+            return max_cost
+        cost, maximum = self._excess
+        return -(-max_cost * cost // maximum)
+
+    def record_excess(self, max_cost: int | None, cost: int | None) -> None:
+        """Learn what a request has cost in relation to its maximum cost, before any raise."""
+        if max_cost and cost and cost * self._excess[1] > max_cost * self._excess[0]:
+            self._excess = (cost, max_cost)
 
     @property
     def remaining(self) -> int | None:
@@ -72,11 +89,12 @@ class Reservation:
     maximum cost as spent, since the provider may have done and billed the work. Entering raises BudgetExhausted.
     """
 
-    __slots__ = ("_budget", "_is_kept", "_is_sent", "max_cost")
+    __slots__ = ("_budget", "_computed", "_is_kept", "_is_sent", "max_cost")
 
     def __init__(self, budget: RunBudget, max_cost: int | None) -> None:
         self._budget = budget
-        self.max_cost = max_cost
+        self._computed = max_cost
+        self.max_cost = budget.raised(max_cost)
         self._is_sent = False
         self._is_kept = False
 
@@ -93,8 +111,10 @@ class Reservation:
 
     def change_to(self, max_cost: int | None) -> None:
         """Reserve another, lower amount instead."""
-        self._budget.settle((self.max_cost or 0) - (max_cost or 0), None)
-        self.max_cost = max_cost
+        self._computed, raised = max_cost, self._budget.raised(max_cost)
+        reserved = raised if raised is None or self.max_cost is None else min(raised, self.max_cost)
+        self._budget.settle((self.max_cost or 0) - (reserved or 0), None)
+        self.max_cost = reserved
 
     def mark_sent(self) -> None:
         """Record that the request leaves: from now on its outcome may be unknown."""
@@ -107,4 +127,5 @@ class Reservation:
     def settle(self, cost: int | None) -> None:
         """Release the reservation and count the actual cost; None counts nothing."""
         self._is_kept = True
+        self._budget.record_excess(self._computed, cost)
         self._budget.settle(self.max_cost, cost)

@@ -114,3 +114,27 @@ async def test_a_raised_limit_admits_a_request_that_waits_and_a_lowered_one_refu
     budget.set_limit(5)
     budget.settle(16, 5)
     assert not await budget.acquire(1)
+
+
+async def test_requests_reserve_more_after_one_that_cost_more_than_its_maximum() -> None:
+    budget = RunBudget(1000, 0)
+    async with budget.reserve(100) as reservation:
+        reservation.settle(250)
+    async with budget.reserve(101) as reservation:
+        assert budget.reserved == 253
+        # A lower price, in a pool.
+        reservation.change_to(50)
+        assert (reservation.max_cost, budget.reserved) == (125, 125)
+        reservation.settle(125)
+    assert (budget.spent, budget.reserved) == (375, 0)
+    with pytest.raises(BudgetExhausted):
+        async with budget.reserve(251):
+            raise AssertionError("entered")
+
+
+async def test_without_a_limit_the_maximum_cost_is_never_raised() -> None:
+    budget = RunBudget(None, 0)
+    async with budget.reserve(100) as reservation:
+        reservation.settle(250)
+    async with budget.reserve(100) as reservation:
+        assert reservation.max_cost == 100
