@@ -11,7 +11,6 @@ from connectors.errors import JobError, KeyPath, did_you_mean, dotted
 from connectors.records import RowError
 from pipelines.config.sql_predicate import bisect_rows
 from pipelines.config.steps.local_steps import EachStep, ElementOptions, PieceOptions
-from pipelines.transforms.splitter import split_text
 from pipelines.transforms.sql_expressions import ROW_INDEX, SqlExpressions, row_indexes
 
 
@@ -51,6 +50,8 @@ class _Pieces(Expansion):
     """Pieces of texts: only their offsets are in memory until they are asked for."""
 
     def __init__(self, texts: Sequence[str | None], options: PieceOptions) -> None:
+        from pipelines.transforms.splitter import split_text  # 10 ms, and not for every run
+
         self._texts = texts
         self._offsets: list[tuple[int, int, int]] = []
         counts: list[int] = []
