@@ -211,7 +211,7 @@ def _jobs_table(snapshot: Snapshot, reader: WorkspaceReader) -> Table:
     decimals = money_decimals(job.status["cost_usd"] for job in snapshot.jobs if job.status is not None)
     order = sorted(snapshot.jobs, key=_order)
     rows = [_job_row(job, snapshot, decimals) for job in order]
-    heads = ("job", "state", "rows done", "failed rows", "requests/s", "cost", "time left", "started")
+    heads = ("job", "state", "progress", "failed rows", "requests/s", "cost", "time left", "started")
     return table(heads, rows, "Jobs and their newest runs", frozenset({3, 4, 5, 6}))
 
 

@@ -166,7 +166,9 @@ def _open_for_reading(path: Path) -> tuple[sqlite3.Connection, int]:
         return _connect(address)
     except sqlite3.OperationalError as exc:
         log = path.with_name(f"{path.name}-wal")
-        if exc.sqlite_errorcode != sqlite3.SQLITE_CANTOPEN or not path.exists() or os.access(path.parent, os.W_OK):
+        # Read-only disks give the first, missing permissions the second.
+        is_refused = exc.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
+        if not is_refused or not path.exists() or os.access(path.parent, os.W_OK):
             raise
         if log.exists() and log.stat().st_size:
             found = "the ledger cannot be read: a run was killed, and its folder cannot be written"

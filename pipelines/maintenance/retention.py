@@ -18,6 +18,7 @@ from pipelines.config.yaml_reader import read_yaml
 from pipelines.ledger.answer_files import SHARED_FILE_BYTES_SQL, file_name
 from pipelines.ledger.answer_index import DELETE_BATCH
 from pipelines.ledger.ledger import Ledger, now_us
+from pipelines.ledger.ledger_reader import AnswerReads
 from pipelines.ledger.projection import ANSWERS, decode_table
 from pipelines.ledger.rebuilt_tables import answers_of_failed_rows
 from pipelines.pricing.prices import usd
@@ -49,7 +50,7 @@ class PruneResult(Struct, frozen=True):
     """Jobs whose answers stay, because they have an open run."""
 
 
-def ledger_summary(workspace: Workspace, ledger: Ledger) -> dict[str, Any]:
+def ledger_summary(workspace: Workspace, ledger: AnswerReads) -> dict[str, Any]:
     """Return the contents of the ledger, in total and by job, and the size of the documents' texts."""
     documents, document_bytes = stored_documents(workspace.documents)
     ((answers, answer_bytes, oldest, in_files),) = ledger.query(
@@ -247,7 +248,7 @@ def _total_bytes(ledger: Ledger) -> int:
     return _ledger_bytes(ledger) + sum(size for _, size in ledger.files.names())
 
 
-def _ledger_bytes(ledger: Ledger) -> int:
+def _ledger_bytes(ledger: AnswerReads) -> int:
     return sum(_file_size(ledger.path.with_name(ledger.path.name + ending)) for ending in ("", "-wal"))
 
 

@@ -1,9 +1,10 @@
-"""Warnings of a prepared job: settings that are allowed and hardly meant, such as a prompt without any column."""
+"""Warnings of a prepared job: a prompt without any column, answers that are billed but not stored, and the like."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from connectors.endpoints.conversation.conversation_endpoint import ConversationStep
 from connectors.errors import KeyPath
 from pipelines.formatting import format_count
 from pipelines.preparation.prepared_job import PreparedJob, PreparedStep, file_names
@@ -16,13 +17,13 @@ _BRACED = re.compile(r"(?<!\{)\$?\{\s*(?:row\.)?([^{}%#]+?)\s*\}(?!\})|%\((\w+)\
 
 
 def job_warnings(ready: PreparedJob) -> tuple[str, ...]:
-    """Return a line for each step whose requests depend on less than its texts suggest."""
+    """Return a line for each setting that is allowed and hardly meant."""
     columns = list(ready.reader.schema.names)
     found: list[str] = []
     of_source, computed = frozenset(columns), frozenset[str]()
     for place, step in enumerate(ready.every_step):
         if isinstance(step, PreparedStep):
-            found += _step_warnings(ready, step, columns)
+            found += [*_template_warnings(ready, step, columns), *_unstored_warnings(ready, step)]
         elif step.kind in ("select", "each") and step.input_columns <= of_source:
             # Names of files that other steps have made are hashes of the content.
             of_source |= {field.name for field in step.fields}
@@ -51,7 +52,8 @@ def missing_file_warnings(ready: PreparedJob) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _step_warnings(ready: PreparedJob, step: PreparedStep, columns: Sequence[str]) -> Iterator[str]:
+def _template_warnings(ready: PreparedJob, step: PreparedStep, columns: Sequence[str]) -> Iterator[str]:
+    """Yield a line if the requests of a step depend on less than its texts suggest."""
     used = step.endpoint.input_columns
     texts = [(key, path, text) for key in TEMPLATE_KEYS for path, text in _texts(getattr(step.model, key, None), ())]
     is_marked = False
@@ -69,6 +71,21 @@ def _step_warnings(ready: PreparedJob, step: PreparedStep, columns: Sequence[str
         f"{ready.loaded.locate('steps', step.model.name, key)}: uses no column, so all rows send the same request; "
         f"write e.g. {_template(example)} where a row's value belongs"
     )
+
+
+def _unstored_warnings(ready: PreparedJob, step: PreparedStep) -> Iterator[str]:
+    """Yield a line for each kind of answer that is billed and that no column holds."""
+    if not isinstance(step.model, ConversationStep):
+        return
+    modalities = step.model.extra_body.get("modalities")
+    if isinstance(modalities, Sequence) and "audio" in modalities:
+        where = ready.loaded.locate("steps", step.model.name, "extra_body", "modalities")
+        found = "the sound of answers is billed, but only its transcript is stored"
+        yield f"{where}: {found}; endpoint: speech stores sound"
+    for place, tool in enumerate(step.model.tools or ()):
+        if tool.get("type") == "image_generation":
+            where = ready.loaded.locate("steps", step.model.name, "tools", place)
+            yield f"{where}: pictures of this tool are billed, but not stored; endpoint: image_generation stores them"
 
 
 def _placeholders(text: str, columns: Collection[str]) -> Iterator[tuple[str, str]]:

@@ -24,7 +24,6 @@ start       CPU seconds of --help and validate; from start to the first request
 import argparse
 import contextlib
 import os
-import platform
 import random
 import socket
 import subprocess
@@ -52,11 +51,13 @@ from speed import (
     compared,
     cores,
     in_markdown,
+    machine,
     measured,
     median,
     rowmill,
     serving,
     side_by_side,
+    spread,
     write_input,
     write_job,
 )
@@ -177,12 +178,14 @@ def watched(size: Size) -> Lines:
                     opened.enter_context(open_pages(folder, ["/", "/jobs/bench"]))
                 one = measured(rowmill("run", str(job), "--quiet"), rows, cores()[0])
                 runs.setdefault(pages, []).append(one)
-    lines = [["open pages", "rows/s", "× without", "CPU s / 1,000 rows", "× without"]]
+    lines = [["open pages", "rows/s", "from, to", "× without", "CPU s / 1,000 rows", "× without"]]
     plain = median(runs[0])
     for pages, found in runs.items():
         one = median(found)
         rate, cpu = one.rate / plain.rate, one.cpu_of_1000 / plain.cpu_of_1000
-        lines.append([str(pages), f"{one.rate:,.0f}", f"{rate:.3f}", f"{one.cpu_of_1000:.3f}", f"{cpu:.3f}"])
+        lines.append(
+            [str(pages), f"{one.rate:,.0f}", spread(found), f"{rate:.3f}", f"{one.cpu_of_1000:.3f}", f"{cpu:.3f}"]
+        )
     return lines
 
 
@@ -217,12 +220,14 @@ def open_pages(folder: Path, pages: Sequence[str]) -> Iterator[None]:
 
 
 def typed(size: Size) -> Lines:
-    lines = [["answers", "rows/s", "× plain text", "CPU s / 1,000 rows"]]
+    lines = [["answers", "rows/s", "from, to", "× plain text", "CPU s / 1,000 rows"]]
     plain: Measured | None = None
     for kind, name in (("chat", "plain text"), ("typed", "ten fields, nested")):
-        one = median(compared(kind, size.of(10_000), {"rowmill": size.times})["rowmill"])
+        runs = compared(kind, size.of(10_000), {"rowmill": size.times})["rowmill"]
+        one = median(runs)
         plain = plain or one
-        lines.append([name, f"{one.rate:,.0f}", f"{one.rate / plain.rate:.2f}", f"{one.cpu_of_1000:.3f}"])
+        figures = [f"{one.rate:,.0f}", spread(runs), f"{one.rate / plain.rate:.2f}", f"{one.cpu_of_1000:.3f}"]
+        lines.append([name, *figures])
     return lines
 
 
@@ -232,11 +237,11 @@ def checked(size: Size) -> Lines:
     for _ in range(size.times):
         for kind in ("chat", "checked"):
             runs.setdefault(kind, []).extend(compared(kind, rows, {"rowmill": 1})["rowmill"])
-    lines = [["run", "rows", "rows/s", "× without", "CPU s / 1,000 rows", "× without"]]
+    lines = [["run", "rows", "rows/s", "from, to", "× without", "CPU s / 1,000 rows", "× without"]]
     plain = median(runs["chat"])
     for kind, name in (("chat", "without a check"), ("checked", "two checks")):
         one = median(runs[kind])
-        rates = [f"{one.rate:,.0f}", f"{one.rate / plain.rate:.2f}"]
+        rates = [f"{one.rate:,.0f}", spread(runs[kind]), f"{one.rate / plain.rate:.2f}"]
         cpu = [f"{one.cpu_of_1000:.3f}", f"{one.cpu_of_1000 / plain.cpu_of_1000:.2f}"]
         lines.append([name, f"{rows:,}", *rates, *cpu])
     return lines
@@ -245,7 +250,7 @@ def checked(size: Size) -> Lines:
 def packed(size: Size) -> Lines:
     """Packs next to single requests; then every row's answer of a hostile server is checked."""
     rows = size.of(10_000)
-    lines = [["run", "rows", "requests", "rows/s", "× single", "CPU s / 1,000 rows", "peak MB"]]
+    lines = [["run", "rows", "requests", "rows/s", "from, to", "× single", "CPU s / 1,000 rows", "peak MB"]]
     single: Measured | None = None
     for kind, name in (("chat", "single requests"), ("packed", "20 rows a request")):
         runs, requests = [], 0
@@ -255,12 +260,12 @@ def packed(size: Size) -> Lines:
                 runs.append(one)
         middle = median(runs)
         single = single or middle
-        lines.append(packed_line(name, middle, requests, f"{middle.rate / single.rate:.1f}"))
+        lines.append(packed_line(name, runs, requests, f"{middle.rate / single.rate:.1f}"))
     rows = size.of(100_000)
     with serving(0, hostile_share=0.05) as port, tempfile.TemporaryDirectory() as folder:
         one, requests = packed_run(Path(folder), "packed", rows, port)
         check_answers(Path(folder), rows)
-        lines.append(packed_line("20 rows a request, hostile server", one, requests, ""))
+        lines.append(packed_line("20 rows a request, hostile server", [one], requests, ""))
     return lines
 
 
@@ -273,8 +278,9 @@ def packed_run(folder: Path, kind: str, rows: int, port: int) -> tuple[Measured,
     return one, usage.num_rows
 
 
-def packed_line(name: str, one: Measured, requests: int, ratio: str) -> list[str]:
-    figures = [f"{one.rows:,}", f"{requests:,}", f"{one.rate:,.0f}", ratio, f"{one.cpu_of_1000:.3f}"]
+def packed_line(name: str, runs: Sequence[Measured], requests: int, ratio: str) -> list[str]:
+    one = median(runs)
+    figures = [f"{one.rows:,}", f"{requests:,}", f"{one.rate:,.0f}", spread(runs), ratio, f"{one.cpu_of_1000:.3f}"]
     return [name, *figures, f"{one.peak_mb:.0f}"]
 
 
@@ -299,8 +305,8 @@ def memory(size: Size) -> Lines:
     )
     lines = [["run", "peak MB", "rows/s"]]
     for name, kind, rows, characters in kinds:
-        with serving(0) as port, tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
+        with serving(0) as port, tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
             write_input(folder / "input.parquet", size.of(rows), characters)
             if kind == "audio":
                 write_recordings(folder, size.of(rows))
@@ -477,8 +483,7 @@ def main() -> None:
         raise SystemExit(f"{', '.join(unknown)}: no such benchmark; known here: {', '.join(ALL)}")
     as_installed()
     size = Size(1, 0.1) if args.quick else Size(3, 1.0)
-    load = os.getloadavg()[0]
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; load before: {load:.1f}")
+    print(machine())
     for name in args.names or ALL:
         print(f"{name} ...", file=sys.stderr)
         print(f"\n**{name}**\n\n{in_markdown(ALL[name](size))}", flush=True)

@@ -14,6 +14,7 @@ import argparse
 import compileall
 import contextlib
 import os
+import platform
 import resource
 import statistics
 import subprocess
@@ -22,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import pyarrow as pa
@@ -191,15 +193,42 @@ def median(runs: Sequence[Measured]) -> Measured:
     return Measured(middle.rows, middle.seconds, cpu, max(run.peak_mb for run in runs))
 
 
+def spread(runs: Sequence[Measured]) -> str:
+    """The lowest and the highest rows/s."""
+    rates = [run.rate for run in runs]
+    return f"{min(rates):,.0f} to {max(rates):,.0f}" if len(rates) > 1 else ""
+
+
+def machine() -> str:
+    """The machine, its load and the versions, a line each."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
+    load = os.getloadavg()[0]
+    kind = f"{model}, {platform.machine()}, {os.cpu_count()} cores; load before: {load:.1f}"
+    named = ", ".join(
+        f"{name} {version(name)}" for name in ("rowmill", "aiohttp", "uvloop", "orjson", "pyarrow", "openai")
+    )
+    return f"{kind}\nPython {platform.python_version()}, {named}"
+
+
 def side_by_side(found: Mapping[str, Sequence[Measured]]) -> list[list[str]]:
     """A table: the head, then a line a client."""
-    lines = [["client", "rows/s", "× bare", "CPU s / 1,000 rows", "peak MB", "runs"]]
+    lines = [["client", "rows/s", "from, to", "× bare", "CPU s / 1,000 rows", "peak MB", "runs"]]
     bare = median(found["bare"]).rate if "bare" in found else None
     for client, runs in found.items():
         one = median(runs)
         ratio = "" if bare is None else f"{one.rate / bare:.2f}"
         lines.append(
-            [client, f"{one.rate:,.0f}", ratio, f"{one.cpu_of_1000:.3f}", f"{one.peak_mb:.0f}", str(len(runs))]
+            [
+                client,
+                f"{one.rate:,.0f}",
+                spread(runs),
+                ratio,
+                f"{one.cpu_of_1000:.3f}",
+                f"{one.peak_mb:.0f}",
+                str(len(runs)),
+            ]
         )
     return lines
 
@@ -231,6 +260,7 @@ def main() -> None:
     as_installed()
     clients = dict.fromkeys(args.clients.split(","), args.times)
     found = compared(args.kind, args.rows, clients, args.latency_ms, args.concurrency, args.characters)
+    print(machine())
     print(f"{args.kind}, {args.rows:,} rows, {args.latency_ms:g} ms, {args.concurrency} in flight\n")
     print(in_markdown(side_by_side(found)))
 

@@ -199,7 +199,8 @@ class ConversationEndpoint(BaseEndpoint):
         self.output_bound = self._find_output_bound(context.sent_models or (step.model,))
         self.billing_terms = replace(billing_terms(self._fixed), has_documents=conversation.has_documents)
         self._instruction = self._schema_message()
-        self._tokenizer_model = context.sent_model(step.model) if context.has_exact_tokens else None
+        self._sent_model = context.sent_model(step.model)
+        self._tokenizer_model = self._sent_model if context.has_exact_tokens else None
         self._fixed_tokens = sum(
             count_tokens(orjson.dumps(self._fixed[key]).decode(), self._tokenizer_model)
             for key in ("tools", "response_format", "text")
@@ -245,6 +246,7 @@ class ConversationEndpoint(BaseEndpoint):
             self._tokenizer_model,
             self._model_output_tokens,
             self._fixed_tokens + chat_tokens([*before, {"role": "user", "content": ""}], self._tokenizer_model),
+            self._sent_model,
         )
 
     @property

@@ -92,6 +92,7 @@ class PackedConversation:
         tokenizer_model: str | None,
         model_output_tokens: int | None,
         single_tokens: int,
+        sent_model: str,
     ) -> None:
         """Make the packed form.
 
@@ -105,6 +106,7 @@ class PackedConversation:
             tokenizer_model: counts tokens; None: a rough estimate.
             model_output_tokens: the most that the model can answer; None: unknown.
             single_tokens: input tokens of a single request without the row's text.
+            sent_model: counts the tokens of rows if a rough estimate does not show that they fit.
         """
         self.options = options
         self.schema = packed_schema(properties)
@@ -113,6 +115,7 @@ class PackedConversation:
         self._tokenizer_model = tokenizer_model
         self._model_output_tokens = model_output_tokens
         self._single_tokens = single_tokens
+        self._sent_model = sent_model
         instruction = [] if mode.way == "schema" else [_instruction(schema_prompt, self.schema)]
         self._constants = [*instruction, *constants]
         self._fixed = wire_format.with_schema(fixed, mode.way, name, mode.reduce(self.schema))
@@ -136,19 +139,35 @@ class PackedConversation:
         Repairs go alone.
         """
         pack: list[Request] = []
-        tokens, most = 0, self._max_rows(rows)
+        tokens, is_rough, most = 0, True, self._max_rows(rows)
         for request in requests:
             if request.repair_of is not None:
                 yield (request,)
                 continue
-            row_tokens = max(0, request.input_tokens - self._single_tokens)
+            row_tokens = self._row_tokens(request, is_rough)
+            if is_rough and tokens + row_tokens > self.options.tokens:
+                is_rough = False
+                tokens = sum(self._row_tokens(one, is_rough) for one in pack)
+                row_tokens = self._row_tokens(request, is_rough)
             if pack and (tokens + row_tokens > self.options.tokens or len(pack) >= most):
                 yield tuple(pack)
-                pack, tokens = [], 0
+                pack, tokens, is_rough = [], 0, True
+                row_tokens = self._row_tokens(request, is_rough)
             pack.append(request)
             tokens += row_tokens
         if pack:
             yield tuple(pack)
+
+    def _row_tokens(self, request: Request, is_rough: bool) -> int:
+        """Return the tokens of a row's text; `is_rough`: the most that they can be, if they were not counted."""
+        tokens = max(0, request.input_tokens - self._single_tokens)
+        if self._tokenizer_model is not None:
+            return tokens
+        if is_rough:
+            # The estimate has a token for four bytes, and no token is shorter than a byte.
+            return 4 * tokens
+        (text,) = self._row_texts([request])
+        return count_tokens(orjson.loads(text), self._sent_model)
 
     def _max_rows(self, rows: int) -> int:
         """Return how many rows may share a request, `rows` at most: the model must be able to answer them all."""

@@ -1,6 +1,7 @@
 """Masks for secrets: keys, secret header values and proxy passwords are replaced wherever a server repeats them."""
 
 import base64
+import html
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -105,14 +106,21 @@ def mask_traceback(text: str) -> str:
 
 
 def secret_forms(secret: str) -> frozenset[str]:
-    """Return how JSON, URLs and base64 write a secret."""
+    """Return how JSON, URLs, HTML and base64 write a secret."""
     escaped = json.dumps(secret)[1:-1]
+    in_html = html.escape(secret)
     in_url = quote(secret, safe="")
     return frozenset(
         {
             secret,
             escaped,
             escaped.replace("/", "\\/"),
+            # As Go's encoder writes it.
+            escaped.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"),
+            in_html,
+            json.dumps(in_html)[1:-1],
+            in_html.replace("&quot;", "&#34;").replace("&#x27;", "&#39;"),
+            html.escape(secret, quote=False),
             in_url,
             in_url.lower() if in_url != secret else secret,
             quote_plus(secret),

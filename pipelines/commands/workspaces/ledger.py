@@ -44,13 +44,16 @@ def show_command(folder: Path, as_json: bool) -> None:
     Example:
       rowmill ledger show
     """
+    from pipelines.config.workspace import find_workspace
     from pipelines.maintenance.retention import ledger_summary
+    from pipelines.reporting.status_queries import ledger_reader
 
-    workspace, ledger = _open_ledger(folder)
-    try:
+    workspace = find_workspace(folder)
+    ledger = ledger_reader(workspace)
+    if ledger is None:
+        raise _no_ledger(workspace)
+    with ledger:
         summary = ledger_summary(workspace, ledger)
-    finally:
-        ledger.close()
     if as_json:
         click.echo(orjson.dumps(summary))
         return
@@ -144,8 +147,12 @@ def _open_ledger(folder: Path) -> "tuple[Workspace, Ledger]":
     workspace = find_workspace(folder)
     ledger = existing_ledger(workspace)
     if ledger is None:
-        raise JobError(workspace.state, "there is no ledger yet", "run a job first")
+        raise _no_ledger(workspace)
     return workspace, ledger
+
+
+def _no_ledger(workspace: "Workspace") -> JobError:
+    return JobError(workspace.state, "there is no ledger yet", "run a job first")
 
 
 def _format_summary(summary: dict[str, Any]) -> str:

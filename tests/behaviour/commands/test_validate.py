@@ -124,6 +124,29 @@ def test_the_placeholder_of_another_template_language_gets_a_warning(
     assert cli.err == ""
 
 
+@pytest.mark.parametrize(
+    ("keys", "warning"),
+    [
+        (
+            "endpoint: chat, messages: [{user: '{{ text }}'}], extra_body: {modalities: [text, audio]}",
+            "extra_body.modalities: the sound of answers is billed, but only its transcript is stored; "
+            "endpoint: speech stores sound",
+        ),
+        (
+            "endpoint: responses, input: '{{ text }}', tools: [{type: web_search}, {type: image_generation}]",
+            "tools.1: pictures of this tool are billed, but not stored; endpoint: image_generation stores them",
+        ),
+    ],
+    ids=["sound", "pictures"],
+)
+def test_answers_that_are_billed_and_not_stored_get_a_warning(
+    workspace: Workspace, cli: Cli, keys: str, warning: str
+) -> None:
+    workspace.csv(1)
+    job = workspace.job(steps=f"[{{name: answer, provider: test, model: m, {keys}}}]")
+    assert (cli("validate", job), cli.err) == (0, f"{job}:3: steps.answer.{warning}\n")
+
+
 def test_a_prompt_without_a_column_gets_a_warning(workspace: Workspace, cli: Cli) -> None:
     workspace.csv(3)
     job = workspace.job(steps=step("Write a poem."))

@@ -94,8 +94,17 @@ def test_a_sink_on_a_read_only_disk_is_reported_and_loses_no_answer(
     assert len(provider.seen) == (3 if had_rows else 6)
 
 
+@pytest.mark.parametrize(
+    ("protect", "prefix"),
+    [
+        ("mount --bind {0} {0}\nmount -o remount,ro,bind {0}", ""),
+        # Root writes in any folder, unless it lacks this capability.
+        ("chmod -R a-w {0}", "setpriv --bounding-set=-dac_override,-dac_read_search "),
+    ],
+    ids=["read-only disk", "no permission"],
+)
 def test_commands_that_send_nothing_work_in_a_folder_that_cannot_be_written(
-    workspace: Workspace, provider: ScriptedProvider, cli: Cli, tmp_path: Path
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli, tmp_path: Path, protect: str, prefix: str
 ) -> None:
     """Nor do they change anything. The ledger is read as it was closed, then as a killed run has left it."""
     workspace.csv(3)
@@ -105,12 +114,13 @@ def test_commands_that_send_nothing_work_in_a_folder_that_cannot_be_written(
     folder, page = workspace.folder, tmp_path.parent / f"{tmp_path.name}-report.html"
     commands = (
         *((command, path) for command in ("validate", "plan", "errors") for path in (job, other)),
-        *((command, folder) for command in ("status", "usage")),
+        *((command, folder) for command in ("status", "usage", "ledger show --workspace")),
         ("show", f"{job} 2"),
         ("report", f"{job} -o {page}"),
     )
-    script = f"mount --bind {folder} {folder}\nmount -o remount,ro,bind {folder}\ncd {tmp_path.parent}\n"
-    script += "".join(f"{ROWMILL} {command} {arguments} > /dev/null\n" for command, arguments in commands)
+    script = f"{protect.format(folder)}\ncd {tmp_path.parent}\n"
+    script += "".join(f"{prefix}{ROWMILL} {command} {arguments} > /dev/null\n" for command, arguments in commands)
+    script += f"chmod -R u+w {folder}\n" if prefix else ""
     for hold in ("", f"import sqlite3; d = sqlite3.connect('{folder}/.rowmill/ledger.sqlite')\n"):
         kill = "d.execute('delete from days'); d.commit(); import os; os.kill(os.getpid(), 9)" if hold else ""
         subprocess.run([sys.executable, "-c", hold + kill], check=False)

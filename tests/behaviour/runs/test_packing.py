@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from connectors.tokens import count_tokens
 from tests.behaviour.runs.test_pools import write_pool
 from tests.conftest import Body, Cli, ReadTable, ScriptedProvider, Workspace, chat_reply, error_reply
 from tests.support.forked import ended, run
@@ -287,6 +288,20 @@ def test_the_plan_counts_shared_requests_and_compares_them_with_single_ones(
     assert cli("plan", job, "--json") == 0
     (later,) = json.loads(cli.out)["steps"]
     assert (later["requests"], later["output_tokens"]) == (1, 3)
+
+
+def test_packs_that_tokens_bound_are_those_of_the_plan(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider
+) -> None:
+    provider.script = honest
+    lines = [f"{number},{number} {'word ' * (number % 50)}" for number in range(1, 61)]
+    workspace.write("rows.csv", "\n".join(["id,text", *lines]) + "\n")
+    job = packed_job(workspace, "{rows: 20, tokens: 150}")
+    assert cli("plan", job, "--json") == 0
+    planned = json.loads(cli.out)["requests"]
+    assert (cli.run(job)["requests"], planned) == (planned, len(provider.seen))
+    counts = [sum(count_tokens(one["content"], "gpt-4o") for one in items_of(body)) for _, body in provider.seen]
+    assert 140 < max(counts) <= 150
 
 
 def test_the_history_of_a_row_shows_its_part_of_the_exchange(

@@ -15,6 +15,7 @@ from connectors.endpoints.conversation.packed_requests import packed_output_toke
 from connectors.endpoints.conversation.reference_responses import ReferenceResponsesFormat
 from connectors.endpoints.conversation.structured_modes import StructuredMode
 from connectors.records import Request, RowError
+from connectors.tokens import count_tokens
 
 SYSTEM = {"role": "system", "content": "You label support tickets."}
 TOPIC = {"topic": {"type": "string", "enum": ["billing", "bug"]}}
@@ -33,13 +34,15 @@ def packed(mode: str = "schema", model_output_tokens: int | None = None, **optio
         None,
         model_output_tokens,
         single_tokens=10,
+        sent_model="gpt-4o",
     )
 
 
-def single(text: str, tokens: int = 5, repair_of: bytes | None = None) -> Request:
+def single(text: str, repair_of: bytes | None = None) -> Request:
     body = {"model": "m", "messages": [SYSTEM, {"role": "user", "content": text}]}
     raw = orjson.dumps(body)
-    return Request(text.encode().ljust(16, b".")[:16], raw, 10 + tokens, 60, (text,), repair_of)
+    tokens = 10 + count_tokens(text, None)
+    return Request(text.encode().ljust(16, b".")[:16], raw, tokens, 60, (text,), repair_of)
 
 
 def sizes(groups: Any) -> list[int]:
@@ -51,13 +54,17 @@ def test_rows_fill_packs_in_their_order() -> None:
     assert sizes(packed().groups(requests, 3)) == [3, 3, 1]
 
 
-def test_a_pack_has_no_more_row_tokens_than_allowed() -> None:
-    requests = [single(f"row {number}", tokens=400) for number in range(5)]
-    assert sizes(packed(tokens=1000).groups(requests, 20)) == [2, 2, 1]
+@pytest.mark.parametrize("word", [" word", "\U0001fae0"], ids=["few tokens a byte", "many tokens a byte"])
+def test_a_pack_has_as_many_row_tokens_as_allowed(word: str) -> None:
+    row = word * 100
+    requests = [single(f"{row}{number}") for number in range(5)]
+    tokens = sum(count_tokens(f"{row}{number}", "gpt-4o") for number in range(2))
+    assert sizes(packed(tokens=tokens).groups(requests, 20)) == [2, 2, 1]
+    assert sizes(packed(tokens=tokens - 1).groups(requests, 20)) == [1, 1, 1, 1, 1]
 
 
 def test_a_row_above_the_limit_goes_alone() -> None:
-    requests = [single("a", tokens=10), single("b", tokens=5000), single("c", tokens=10)]
+    requests = [single("a"), single(" word" * 5000), single("c")]
     assert sizes(packed(tokens=1000).groups(requests, 20)) == [1, 1, 1]
 
 
@@ -130,7 +137,7 @@ def test_an_answer_is_read_as_its_reply_would_be(form: Any) -> None:
 def test_responses_are_packed_in_their_own_format() -> None:
     form = PackedConversation(
         PackOptions(), OpenAIResponsesFormat(True), [], {"model": "m", "max_output_tokens": 50}, "s", None,
-        StructuredMode("schema"), "", None, None, single_tokens=3,
+        StructuredMode("schema"), "", None, None, single_tokens=3, sent_model="gpt-4o",
     )  # fmt: skip
     requests = [
         Request(bytes([n]) * 16, orjson.dumps({"model": "m", "input": f"text {n}"}), 8, 50, (str(n),)) for n in (1, 2)

@@ -1,6 +1,7 @@
 """Masks of secrets: every form of a secret, in errors and in answers, whole or in pieces."""
 
 import base64
+import html
 import json
 from urllib.parse import quote
 
@@ -8,7 +9,7 @@ import pytest
 
 from connectors.transport.access.secret_mask import SecretMask, mask_traceback
 
-SECRET = 'pa/ss "word"+1é'
+SECRET = 'pa/ss "word"+1é&'
 KEY = "sk-0123456789abcdef0123"
 
 
@@ -20,6 +21,9 @@ KEY = "sk-0123456789abcdef0123"
         json.dumps(SECRET)[1:-1].replace("/", "\\/"),
         quote(SECRET, safe=""),
         quote(SECRET),
+        html.escape(SECRET),
+        html.escape(SECRET).replace("&quot;", "&#34;"),
+        json.dumps(SECRET)[1:-1].replace("&", "\\u0026"),
         base64.b64encode(SECRET.encode()).decode(),
     ],
 )
