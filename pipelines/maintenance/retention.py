@@ -59,10 +59,13 @@ def ledger_summary(workspace: Workspace, ledger: AnswerReads) -> dict[str, Any]:
     )
     file_bytes = sum(size for _, size in ledger.files.names())
     ((exchanges,),) = ledger.query("select count(*) from exchanges")
-    by_job = ledger.query(
-        "with a as (select l.job, count(*) n, "
-        f"sum(coalesce(length(a.request), 0) + coalesce(length(a.reply), {SHARED_FILE_BYTES_SQL}, 0)) b, "
-        "min(a.at) o from answers a join legs l on l.id = a.leg group by 1), "
+    # Through another connection, which sorts on disk. SQLite sorts what a subquery with `limit` returns, and whole
+    # answers without.
+    by_job = ledger.stream(
+        "with sizes as (select leg, at, coalesce(length(request), 0) + "
+        f"coalesce(length(reply), {SHARED_FILE_BYTES_SQL}, 0) size from answers limit -1), "
+        "al as (select leg, count(*) n, sum(size) b, min(at) o from sizes group by 1), "
+        "a as (select l.job, sum(al.n) n, sum(al.b) b, min(al.o) o from al join legs l on l.id = al.leg group by 1), "
         "e as (select l.job, count(*) n, sum(e.cost) c, max(e.started_at) last from exchanges e "
         "join legs l on l.id = e.leg group by 1), "
         "r as (select job, count(*) n, sum(state = 'open') open from runs group by 1) "
