@@ -131,6 +131,11 @@ def largest_output(models: Sequence[str]) -> int | None:
     return None if None in known else max((limit for limit in known if limit is not None), default=None)
 
 
+def smallest_output(models: Sequence[str]) -> int | None:
+    """Return the most tokens of one answer that every model can give, as far as they are known; None: unknown."""
+    return min((limit for model in models if (limit := max_output_tokens(model)) is not None), default=None)
+
+
 def context_window(model: str) -> int | None:
     """Return the most tokens that a model takes, for chat models with the answer; None: unknown."""
     limits = _limits(model)

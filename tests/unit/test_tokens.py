@@ -22,6 +22,7 @@ from connectors.tokens import (
     has_known_tokenizer,
     image_tokens,
     max_output_tokens,
+    smallest_output,
     token_upper_bound,
 )
 
@@ -257,3 +258,8 @@ def test_every_model_is_listed_once() -> None:
     names = [name for row in facts["limits"] for name in row["names"]]
     assert sorted(set(names)) == sorted(names)
     assert [row["pattern"] for row in facts["pictures"]][-1] == ""
+
+
+def test_a_pack_must_fit_the_smallest_model_whose_limit_is_known() -> None:
+    assert smallest_output(["gpt-4o-mini", "unknown", "gpt-3.5-turbo"]) == 4096
+    assert smallest_output(["unknown"]) is None

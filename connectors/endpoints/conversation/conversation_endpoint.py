@@ -42,7 +42,7 @@ from connectors.records import (
 )
 from connectors.templating.template import RenderError
 from connectors.templating.template_tree import TemplateTree, plain_json
-from connectors.tokens import chat_tokens, count_tokens, file_tokens, largest_output
+from connectors.tokens import chat_tokens, count_tokens, file_tokens, largest_output, smallest_output
 from connectors.transport.bounded_json import replace_lone_surrogates
 from connectors.transport.error_replies import is_error_body, request_id, row_error
 from connectors.transport.finish_reasons import ending
@@ -217,7 +217,8 @@ class ConversationEndpoint(BaseEndpoint):
         """If rows differ in one text: what their bodies have before and after it, and the tokens of all but the text;
         None before the first row."""
         self._body_without_schema = plain_json({"model": step.model, **fixed, **step.extra_body}, where)
-        self._model_output_tokens = largest_output(context.sent_models or (step.model,))
+        self._sent_models = context.sent_models or (step.model,)
+        self._model_output_tokens = largest_output(self._sent_models)
         if step.pack is not None:
             check_packable(self._body_without_schema, typed, bool(self.media), where)
             if self._constants is None or templates:
@@ -247,6 +248,7 @@ class ConversationEndpoint(BaseEndpoint):
             self._model_output_tokens,
             self._fixed_tokens + chat_tokens([*before, {"role": "user", "content": ""}], self._tokenizer_model),
             self._sent_model,
+            smallest_output(self._sent_models),
         )
 
     @property

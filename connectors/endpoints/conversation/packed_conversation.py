@@ -93,6 +93,7 @@ class PackedConversation:
         model_output_tokens: int | None,
         single_tokens: int,
         sent_model: str,
+        pack_output_tokens: int | None,
     ) -> None:
         """Make the packed form.
 
@@ -107,6 +108,7 @@ class PackedConversation:
             model_output_tokens: the most that the model can answer; None: unknown.
             single_tokens: input tokens of a single request without the row's text.
             sent_model: counts the tokens of rows if a rough estimate does not show that they fit.
+            pack_output_tokens: the most that every model of the step can answer; None: unknown.
         """
         self.options = options
         self.schema = packed_schema(properties)
@@ -116,6 +118,7 @@ class PackedConversation:
         self._model_output_tokens = model_output_tokens
         self._single_tokens = single_tokens
         self._sent_model = sent_model
+        self._pack_output_tokens = pack_output_tokens
         instruction = [] if mode.way == "schema" else [_instruction(schema_prompt, self.schema)]
         self._constants = [*instruction, *constants]
         self._fixed = wire_format.with_schema(fixed, mode.way, name, mode.reduce(self.schema))
@@ -170,10 +173,10 @@ class PackedConversation:
         return count_tokens(orjson.loads(text), self._sent_model)
 
     def _max_rows(self, rows: int) -> int:
-        """Return how many rows may share a request, `rows` at most: the model must be able to answer them all."""
-        if self._model_output_tokens is None or not self._own_output_tokens:
+        """Return how many rows may share a request, `rows` at most: every model must be able to answer them all."""
+        if self._pack_output_tokens is None or not self._own_output_tokens:
             return rows
-        own, limit = max(self._own_output_tokens), self._model_output_tokens
+        own, limit = max(self._own_output_tokens), self._pack_output_tokens
         return next((size for size in range(rows, 1, -1) if packed_output_tokens(own, size) <= limit), 1)
 
     def request(self, group: Sequence[Request]) -> Request:

@@ -35,6 +35,7 @@ def packed(mode: str = "schema", model_output_tokens: int | None = None, **optio
         model_output_tokens,
         single_tokens=10,
         sent_model="gpt-4o",
+        pack_output_tokens=model_output_tokens,
     )
 
 
@@ -137,7 +138,7 @@ def test_an_answer_is_read_as_its_reply_would_be(form: Any) -> None:
 def test_responses_are_packed_in_their_own_format() -> None:
     form = PackedConversation(
         PackOptions(), OpenAIResponsesFormat(True), [], {"model": "m", "max_output_tokens": 50}, "s", None,
-        StructuredMode("schema"), "", None, None, single_tokens=3, sent_model="gpt-4o",
+        StructuredMode("schema"), "", None, None, single_tokens=3, sent_model="gpt-4o", pack_output_tokens=None,
     )  # fmt: skip
     requests = [
         Request(bytes([n]) * 16, orjson.dumps({"model": "m", "input": f"text {n}"}), 8, 50, (str(n),)) for n in (1, 2)
