@@ -159,7 +159,7 @@ def _open_for_reading(path: Path) -> tuple[sqlite3.Connection, int]:
     """Return a connection to the file and its schema version.
 
     SQLite opens a file in WAL mode only if it finds, or may create, the files next to it. If they do not exist and the
-    folder cannot be written, the file is complete, and is opened as one that nobody changes.
+    folder cannot be written, the file is complete, and is opened as unchanging.
     """
     address = f"{path.absolute().as_uri()}?mode=ro"
     try:

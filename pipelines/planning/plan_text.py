@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 EXAMPLE_TURNS = 5
 """Messages of a request that are shown."""
 _MEDIA_NAME = re.compile("rowmill-media:([0-9a-f]{8})[0-9a-f]{56}")
-"""What stands in a request's body for the content of a file."""
+"""The name that a request's body has in place of a file's content."""
 MAX_EXAMPLE_CHARACTERS = 2000
 """Of one message or parameter, however wide the output is."""
 

@@ -29,7 +29,7 @@ class RunBudget:
     def raised(self, max_cost: int | None) -> int | None:
         """Return the maximum cost of a request, raised if an earlier one has cost more than its own; None: unbounded.
 
-        Some servers ignore `max_tokens`, or count tokens that nobody can know before.
+        Some servers ignore `max_tokens`, or count tokens that cannot be known before.
         """
         if max_cost is None or self.limit is None:
             return max_cost
