@@ -11,6 +11,11 @@ from tests.conftest import Cli, ScriptedProvider, Workspace, chat_reply
 from tests.support.exhaustive import marks
 
 ROWMILL = f"{sys.executable} -c 'from pipelines.cli import main; main()'"
+ROWMILL_EACH = (
+    f"{sys.executable} -c 'import sys; from pipelines.cli import exit_code_of; "
+    "sys.exit(any([exit_code_of(line.split()) for line in sys.stdin]))'"
+)
+"""Runs a command for each line of its input, in one process; fails if one of them fails."""
 
 
 def mounted(script: str) -> "subprocess.CompletedProcess[str]":
@@ -119,7 +124,8 @@ def test_commands_that_send_nothing_work_in_a_folder_that_cannot_be_written(
         ("report", f"{job} -o {page}"),
     )
     script = f"{protect.format(folder)}\ncd {tmp_path.parent}\n"
-    script += "".join(f"{prefix}{ROWMILL} {command} {arguments} > /dev/null\n" for command, arguments in commands)
+    lines = "\n".join(f"{command} {arguments}" for command, arguments in commands)
+    script += f"{prefix}{ROWMILL_EACH} > /dev/null <<END\n{lines}\nEND\n"
     script += f"chmod -R u+w {folder}\n" if prefix else ""
     for hold in ("", f"import sqlite3; d = sqlite3.connect('{folder}/.rowmill/ledger.sqlite')\n"):
         kill = "d.execute('delete from days'); d.commit(); import os; os.kill(os.getpid(), 9)" if hold else ""
