@@ -12,6 +12,7 @@ from pipelines.runtime import open_files
 from pipelines.runtime.open_files import affordable_connections
 from tests.behaviour.providers.conftest import RecordingProvider
 from tests.support.certificates import CertificateAuthority
+from tests.support.exhaustive import every_nth
 from tests.support.proxy_server import ProxyServer
 
 Configure = Callable[..., Any]
@@ -25,7 +26,7 @@ def secure(authority: CertificateAuthority) -> Iterator[RecordingProvider]:
     server.close()
 
 
-@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+@pytest.mark.parametrize("variable", every_nth(3, {name: name for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY")}))
 def test_a_proxy_of_the_environment_is_used_with_its_credentials(
     recorder: RecordingProvider, configure: Configure, cli: Any, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:

@@ -56,7 +56,7 @@ def test_the_chart_shows_every_cell_of_the_matrix() -> None:
     assert spec["title"]["subtitle"] == "60.0% right of 5 rows"
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.tuples(st.sampled_from(["a", "b", "c", None]), st.sampled_from(["a", "b", "d", None])), max_size=30))
 def test_the_numbers_are_those_of_sql(rows: list[tuple[str | None, str | None]]) -> None:
     result = score(frame(rows), "label", "said")

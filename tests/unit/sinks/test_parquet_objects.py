@@ -92,7 +92,7 @@ def killed_and_restarted(step: int, tables: Tables, begin: Callable[[Any], Any],
     raise AssertionError("the action never completed")
 
 
-@pytest.fixture(params=[3, pytest.param(1, marks=pytest.mark.exhaustive)], ids=["every third request", "every one"])
+@pytest.fixture(params=[5, pytest.param(1, marks=pytest.mark.exhaustive)], ids=["every fifth request", "every one"])
 def every_kill(request: pytest.FixtureRequest) -> EveryKill:
     """(tables, begin, act) -> one iteration for each request at which the process is killed."""
     return partial(killed_and_restarted, request.param)
