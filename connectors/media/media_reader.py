@@ -324,6 +324,17 @@ def _named_value(value: Any) -> str | bytes:
     return value
 
 
+def is_fetched(value: Any, use: MediaColumn) -> bool:
+    """Return whether reading a row's value for this use fetches a URL."""
+    items = value if isinstance(value, list) else [value]
+    return not use.passes_urls and any(map(is_web_url, items))
+
+
+def is_web_url(value: Any) -> bool:
+    """Return whether a value is an http or https URL."""
+    return isinstance(value, str) and re.match("https?://", value, re.IGNORECASE) is not None
+
+
 def _is_web_address(value: str) -> bool:
     """Return whether a value is a URL to fetch, and no path; MediaError for other URLs."""
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", value)

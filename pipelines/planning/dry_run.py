@@ -1,7 +1,6 @@
 """Dry run: rows go through the steps as in a run, answered only from the ledger; nothing is sent."""
 
 import asyncio
-import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from connectors.contracts import MediaColumn
 from connectors.documents.document import Document
 from connectors.documents.document_reader import DocumentReader
 from connectors.documents.document_store import DocumentStore
-from connectors.media.media_reader import MediaReader
+from connectors.media.media_reader import MediaReader, is_fetched, is_web_url
 from connectors.records import (
     FAILED_CLASS,
     FAILED_STEP,
@@ -57,7 +56,6 @@ MAX_SECONDS = 12.0
 """Longest time for processing rows; the estimates are scaled up from the rows so far."""
 MAX_EXAMPLES = 2
 
-_URL = re.compile(r"https?://", re.IGNORECASE)
 _UNSEEN_DIGEST = "0" * 64
 _UNSEEN = {
     "image": Media(_UNSEEN_DIGEST, 400_000, "image/png", "png", data=b"", pixels=(1024, 1024)),
@@ -285,7 +283,7 @@ class _ChunkDryRun:
         for place, value in enumerate(self._table.column(read.column).to_pylist()):
             if not wanted[place] or value is None or not self._is_alive[place]:
                 continue
-            if self._pending_columns[place] & step.input_columns or (isinstance(value, str) and _URL.match(value)):
+            if self._pending_columns[place] & step.input_columns or is_web_url(value):
                 documents[place] = _UNSEEN_DOCUMENT
                 unseen.add(place)
                 continue
@@ -607,9 +605,8 @@ class _LocalMedia:
 
     async def read(self, value: Any, use: MediaColumn, name: str | None = None) -> Any:
         """See MediaSource. Temporary files are removed at once, since a plan needs only sizes."""
-        items = value if isinstance(value, list) else [value]
-        if not use.passes_urls and any(isinstance(item, str) and _URL.match(item) for item in items):
-            return [_UNSEEN[use.kind]] * len(items) if isinstance(value, list) else _UNSEEN[use.kind]
+        if is_fetched(value, use):
+            return [_UNSEEN[use.kind]] * len(value) if isinstance(value, list) else _UNSEEN[use.kind]
         media = await self._reader.read(value, use, name)
         for item in media if isinstance(media, list) else [media]:
             if isinstance(item, Media):

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from connectors.endpoints.conversation.conversation_endpoint import ConversationEndpoint
 from connectors.errors import DataError
+from connectors.media.media_reader import is_fetched
 from connectors.records import ROW_PROBLEM, TEXT_PREFIX, Request, Row, RowError, Values
 from connectors.sql import identifier, key_text, scratch_connection
 from connectors.templating.row_values import row_values
@@ -220,10 +221,7 @@ def _with_files(ready: PreparedJob, step: PreparedStep, values: Row) -> Row | Ro
     if not uses:
         return values
     for name, use in uses.items():
-        items = values[name] if isinstance(values[name], list) else [values[name]]
-        if not use.passes_urls and any(
-            isinstance(item, str) and item.lower().startswith(("http://", "https://")) for item in items
-        ):
+        if is_fetched(values[name], use):
             return RowError("input", f"{name}: the file is behind a URL, and is not fetched again; see exchanges")
 
     async def read() -> Row | RowError:
