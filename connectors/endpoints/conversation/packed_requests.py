@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -20,6 +21,8 @@ MAX_ID_CHARACTERS = 12
 _PAIRS = tuple(first + second for first in ID_ALPHABET for second in ID_ALPHABET)
 """The two characters of each ten bits."""
 ANSWERS_KEY = "answers"
+MAX_LISTS = 10_000
+"""Lists `answers` that are read in one reply: a thousand rows may have some each, and a broken reply any number."""
 _LIST_START = re.compile(rf'"{ANSWERS_KEY}"\s*:\s*\[')
 TEXT_KEY = "answer"
 """The property of an untyped answer."""
@@ -117,7 +120,8 @@ def packed_items(text: str, ids: Sequence[str]) -> Sequence[Mapping[str, Any]]:
         whole = parse_json(text)
     except orjson.JSONDecodeError:
         text, wanted = replace_lone_surrogates(text), frozenset(ids)
-        lists = [list(_scanned_items(text, start.end())) for start in _LIST_START.finditer(text)]
+        starts = _LIST_START.finditer(text)
+        lists = [list(_scanned_items(text, start.end())) for start in islice(starts, MAX_LISTS)]
         return max(reversed(lists), key=lambda items: sum(_has_id(item, wanted) for item in items), default=())
     items = whole.get(ANSWERS_KEY) if isinstance(whole, dict) else whole
     return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else ()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from connectors.endpoints.conversation.packed_requests import (
     ID_ALPHABET,
     MAX_ID_CHARACTERS,
+    MAX_LISTS,
     PackedReply,
     packed_content,
     packed_output_tokens,
@@ -133,6 +134,12 @@ def test_the_list_of_a_cut_reply_is_found_although_an_output_is_named_answers() 
     items = [{"id": each, "answers": [{"id": "x"}]} for each in ("a", "b", "c")]
     text = json.dumps({"answers": items})[:-8]
     assert read_packed_reply(text, ["a", "b", "c"], is_typed=True).answers.keys() == {"a", "b"}
+
+
+def test_a_broken_reply_is_read_up_to_a_number_of_lists() -> None:
+    last = '"answers": [{"id": "abc", "answer": "one"}'
+    for before, answers in ((MAX_LISTS - 1, {"abc": "one"}), (MAX_LISTS, {})):
+        assert read_packed_reply('"answers": [] ' * before + last, ["abc"], is_typed=False).answers == answers
 
 
 def test_a_mention_of_answers_in_prose_hides_none() -> None:
