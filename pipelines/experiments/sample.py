@@ -82,7 +82,7 @@ def is_right(answer: Any, label: Any) -> bool:
     if isinstance(answer, list | dict) and isinstance(label, str):
         with contextlib.suppress(orjson.JSONDecodeError):
             return bool(answer == orjson.loads(label))
-    if isinstance(answer, bool | int | float) and isinstance(label, bool | int | float):
+    if isinstance(answer, int | float) and isinstance(label, int | float):
         return answer == label
     if isinstance(answer, bool) or isinstance(label, bool):
         return str(answer).lower() == str(label).lower()
