@@ -298,18 +298,19 @@ class ParquetTables:
         pieces = self._pieces.get(part, [part])
         changed = 0
         for number, piece in enumerate(pieces):
-            is_last = number + 1 == len(pieces)
+            here = added
             place = f"{self._build}results/{piece}"
             with self._store.local_copy(place) as path:
                 dropped, found = self._find(path, keys)
-                # A key is in one piece; new rows replace the old ones there, so that no reader sees neither or both.
-                is_here = pa.repeat(pa.scalar(True), added.num_rows) if is_last else self._among(added, found)
-                if dropped.true_count or is_here.true_count:
+                if number + 1 < len(pieces):
+                    # A key is in one piece; new rows replace the old ones there, so that no reader sees neither or
+                    # both.
+                    is_here = self._among(added, found)
+                    here, added = added.filter(is_here), added.filter(pc.invert(is_here))
+                if dropped.true_count or here.num_rows:
                     changed = number
-                    here = added.filter(is_here)
                     rewrite_part(path, transaction.add(place), self._schemas["results"], dropped, here)
             keys = keys.filter(pc.invert(self._among(keys, found)))
-            added = added.filter(pc.invert(is_here))
             if not keys.num_rows:
                 break
         # Rows come in the order of the source: the next ones are probably in the same piece.
