@@ -94,7 +94,7 @@ def test_no_large_module_is_imported_before_a_published_price_is_needed() -> Non
     code = (
         "import sys, pipelines.pricing.published_prices as p, pipelines.pricing.prices as q, connectors.tokens\n"
         "assert p.resolve_price('m', {'m': q.PriceEntry(input_per_million=1)}, {}) is not None\n"
-        "print([m for m in ('genai_prices', 'bpe_openai', 'PIL') if m in sys.modules])"
+        "print([m for m in ('genai_prices', 'toktok', 'PIL') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
