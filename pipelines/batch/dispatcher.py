@@ -261,9 +261,10 @@ class BatchDispatcher:
                 self._unanswered[request.fingerprint] = (group.route, request)
                 self._unanswered_bytes += len(request.body)
         # Requests in open batches are awaited; those that were resolved in the queue are not sent at all.
+        route = group.route
         group = replace(
             group,
-            route=self._at_batch_price(group.route),
+            route=self._at_batch_price(route),
             requests=tuple(
                 request
                 for request in group.requests
@@ -278,23 +279,28 @@ class BatchDispatcher:
             self.pending.resolve_with_error(group, unreadable_file(exc))
             return
         max_cost = total_cost(map(group.route.max_cost, group.billed_requests))
-        remaining = self._budget.remaining
-        is_short = remaining is not None and (max_cost is None or max_cost > remaining)
         # Only batches that are submitted can give money back.
-        if is_short and not await self._builder.submit_all():
+        if not self._budget.fits(max_cost) and not await self._builder.submit_all():
             self.stop("budget_day")
             return
+        short = "budget_day"
         try:
             async with self._budget.reserve(max_cost) as reservation:
                 if await self._builder.add(group, body, max_cost):
                     # Settled with the line.
                     reservation.keep_open()
                     return
-        except BudgetExhausted:
-            self.stop("budget")
+        except BudgetExhausted as exc:
+            short = exc.name
+        if len(group.requests) > 1:
+            # What is left may suffice for some of them.
+            for half in group.halves(group.attempts):
+                if self.state.stop_reason is None:
+                    await self._add(replace(half, route=route))
             return
-        await self._builder.submit_all()
-        self.stop("budget_day")
+        if short == "budget_day":
+            await self._builder.submit_all()
+        self.stop(short)
 
     def _launch(self, batch: Batch, route: Route) -> None:
         self._batched.update(fingerprint for line in batch.lines.values() for fingerprint in line.fingerprints)

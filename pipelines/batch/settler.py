@@ -19,6 +19,7 @@ from pipelines.dispatch.reply_handling import (
     ExchangeOutcome,
     billing_note,
     charged_cost,
+    excess_note,
     interpret,
     ledger_answers,
     settled_exchange,
@@ -214,6 +215,8 @@ class BatchSettler:
         outcome = interpret(group, result.reply, None)
         is_suspect = self._judge(group, route, outcome)
         charged = charged_cost(route.price, outcome, line.max_cost)
+        if self._budget.record_excess(line.max_cost, charged):
+            self._counters.add_note(excess_note(route))
         if (note := billing_note(route, outcome)) is not None:
             self._counters.add_note(note)
         answers = self._state.setup_faults.stored_answers(route, ledger_answers(group, outcome), is_suspect)

@@ -29,6 +29,7 @@ from pipelines.dispatch.reply_handling import (
     ExchangeOutcome,
     billing_note,
     charged_cost,
+    excess_note,
     interpret,
     ledger_answers,
     settled_exchange,
@@ -48,7 +49,7 @@ from pipelines.dispatch.request_types import (
 from pipelines.ledger.entries import PendingExchange, SettledExchange
 from pipelines.ledger.ledger import now_us
 from pipelines.limits.provider_limiter import ProviderLimiter
-from pipelines.pricing.run_budget import BudgetExhausted, RunBudget
+from pipelines.pricing.run_budget import BudgetExhausted, Reservation, RunBudget
 
 
 class RequestQueue(asyncio.Queue[RequestGroup]):
@@ -108,8 +109,8 @@ class OnlineDispatcher:
         self._capacity_changed = asyncio.Event()
         self._recordings: set[asyncio.Future[None]] = set()
         """Outcomes on their way into the ledger, for which no sender waits."""
-        self._unsettled = 0
-        """Exchanges that are recorded as pending."""
+        self._unsettled: dict[int, tuple[Reservation, int]] = {}
+        """Exchanges that are recorded as pending: what may come of each reservation, and what the ledger reserves."""
         self._daily_budget_changed = asyncio.Event()
         self.state.on_stop(self._stop_sending)
         pending.enqueue = self.enqueue
@@ -239,12 +240,16 @@ class OnlineDispatcher:
         try:
             async with self._budget.reserve(max_cost) as reservation:
                 await self._send_reserved(Exchange(group, route, tokens, reservation), task)
-        except BudgetExhausted:
+        except BudgetExhausted as exc:
             if self.state.is_paused:
                 # The budget may be raised before the run goes on.
                 self.enqueue(group)
+            elif len(group.requests) > 1:
+                # What is left may suffice for some of them.
+                for half in group.halves(group.attempts):
+                    self.enqueue(half)
             else:
-                self.stop("budget")
+                self.stop(exc.name)
 
     async def _send_reserved(self, exchange: Exchange, task: asyncio.Task[None]) -> None:
         route = exchange.group.route
@@ -265,7 +270,7 @@ class OnlineDispatcher:
             self._idle_tasks.discard(task)
             if self.state.stop_reason is not None:
                 return
-            if self.state.is_paused or self._has_surplus_senders:
+            if self.state.is_paused or self._has_surplus_senders or self._budget.is_overdrawn:
                 # Without its permits, which other jobs may use meanwhile.
                 for limiter, _ in exchange.permits:
                     limiter.cancel(exchange.tokens)
@@ -312,7 +317,7 @@ class OnlineDispatcher:
         number, max_cost = self._ledger.next_exchange_id(), reservation.max_cost
         pending = PendingExchange(number, member.route_id, group.attempts + 1, keys, fingerprints, now_us(), max_cost)
         day = None if self._daily_budget is None else self._daily_budget.today()
-        if not await self._record_pending(pending, day):
+        if not await self._record_pending(pending, reservation, day):
             if self.state.stop_reason is None:
                 self.enqueue(group)
             return None
@@ -329,13 +334,15 @@ class OnlineDispatcher:
         except BaseException:
             # Cancelled: it is unknown whether the provider did its work.
             await asyncio.shield(self._ledger.settle(pending.as_unknown(), day))
-            self._record_unsettled(-1)
+            self._end_unsettled(number)
             raise
         outcome = interpret(group, reply, failure, self._retry_limits.longest_hold, now_us() / 1e6)
         setup_faults = self.state.setup_faults
         outcome.error = setup_faults.confirm(member, call, outcome.error, is_pooled=group.route.pool is not None)
         is_suspect = setup_faults.is_suspect(group, outcome)
         charged = charged_cost(member.price, outcome, max_cost)
+        if reservation.record_cost(charged):
+            self._counters.add_note(excess_note(member))
         if (note := billing_note(member, outcome)) is not None:
             self._counters.add_note(note)
         if outcome.error is not None and self._optional_parameters.learn(member, call, outcome.error):
@@ -444,7 +451,7 @@ class OnlineDispatcher:
             recording.result()
             settled = exchange.settled
             assert settled is not None
-            self._record_unsettled(-1)
+            self._end_unsettled(settled.exchange_id)
             exchange.group.route.record_exchange(self._counters, settled)
             self._counters.rate_limited += settled.error_class == "rate_limit"
             if self.state.observer is not None:
@@ -484,14 +491,17 @@ class OnlineDispatcher:
                 job_limiter.release(permit, exchange.tokens, exchange.settled.usage.tokens)
         exchange.permits = [one for one in exchange.permits if one[0] is not job_limiter]
 
-    async def _record_pending(self, pending: PendingExchange, day: str | None) -> bool:
-        """Record an exchange that is about to be sent; False if the daily budget has no room, or if the run has stopped
-        or was paused meanwhile."""
-        limit = None if self._daily_budget is None or day is None else (day, self._daily_budget.limit)
-        while not await self._ledger.record_pending(pending, limit):
-            if self._unsettled == 0:
-                self.stop("budget_day")
-            if self.state.stop_reason is None:
+    async def _record_pending(self, pending: PendingExchange, reservation: Reservation, day: str | None) -> bool:
+        """Record an exchange that is about to be sent; False if the run has stopped or was paused meanwhile.
+
+        BudgetExhausted if the daily budget has no room.
+        """
+        had_unsettled = bool(self._unsettled)
+        while not await self._ledger.record_pending(pending, self._daily_limit(day)):
+            if not had_unsettled and not self._unsettled:
+                raise BudgetExhausted("budget_day")
+            had_unsettled = bool(self._unsettled)
+            if self.state.stop_reason is None and had_unsettled:
                 # Requests in flight may still give some of the budget back.
                 self._daily_budget_changed.clear()
                 await self._daily_budget_changed.wait()
@@ -500,11 +510,18 @@ class OnlineDispatcher:
         if self.state.stop_reason is not None or self.state.is_paused:
             await self._ledger.cancel_pending(pending, day)
             return False
-        self._unsettled += 1
+        self._unsettled[pending.exchange_id] = (reservation, pending.max_cost or 0)
         return True
 
-    def _record_unsettled(self, change: int) -> None:
-        self._unsettled += change
+    def _daily_limit(self, day: str | None) -> tuple[str, int] | None:
+        """Return the limit of the day, without what requests in flight may cost above what the ledger has reserved."""
+        if self._daily_budget is None or day is None:
+            return None
+        excess = sum((reservation.max_cost or 0) - recorded for reservation, recorded in self._unsettled.values())
+        return day, self._daily_budget.limit - excess
+
+    def _end_unsettled(self, exchange_id: int) -> None:
+        del self._unsettled[exchange_id]
         self._daily_budget_changed.set()
 
 

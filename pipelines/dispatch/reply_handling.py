@@ -172,6 +172,15 @@ def billing_note(route: Route, outcome: ExchangeOutcome) -> str | None:
     return None
 
 
+def excess_note(route: Route) -> str:
+    """Return what follows from a reply that has cost more than was reserved for it."""
+    return (
+        f"{route.provider.name} bills more for answers of {route.provider.sent_model(route.model)} than their worst "
+        "case: requests reserve more since then, and those in flight may have led above the budget; "
+        "does it ignore `max_tokens`?"
+    )
+
+
 def settled_exchange(
     pending: PendingExchange,
     outcome: ExchangeOutcome,

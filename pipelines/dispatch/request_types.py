@@ -254,11 +254,11 @@ class RequestGroup(Struct):
             for group in groups
         ]
 
-    def halves(self) -> "Sequence[RequestGroup]":
-        """Return two groups with half of the requests each, to find the one that is refused."""
+    def halves(self, attempts: int = 0) -> "Sequence[RequestGroup]":
+        """Return two groups with half of the requests each, to find the one that is refused or those that fit."""
         middle = len(self.requests) // 2
         halves = (self.requests[:middle], self.requests[middle:])
-        return [RequestGroup(self.route, half, exchanges=self.exchanges) for half in halves]
+        return [RequestGroup(self.route, half, attempts, self.exchanges) for half in halves]
 
     def first_alone(self, count: int) -> "tuple[Sequence[RequestGroup], RequestGroup | None]":
         """Return a group for each of the first `count` requests, and one of all others if there are any."""

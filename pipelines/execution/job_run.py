@@ -104,8 +104,8 @@ async def run_job(
     counters.steps = {
         step.model.name: StepCounters(requests_per_row=1 / _rows_per_request(step)) for step in ready.steps
     }
-    budget = RunBudget(None if job.budget is None else round(job.budget.usd * PICO), run.spent)
     shared = ready.workspace.budget
+    budget = RunBudget(None if job.budget is None else round(job.budget.usd * PICO), run.spent, shared is not None)
     daily_budget = None if shared is None else DailyBudget(round(shared.usd_per_day * PICO), ready.workspace.zone)
     committer = Committer(
         job.name, ready.sink, ready.sink_name, ready.shape, ledger, counters, run.run_id, ready.selection.failed_before

@@ -254,10 +254,11 @@ class RemoteBudget(RunBudget):
             return False
         began = time.monotonic()
         async with self._turn:
-            while self.spent + self.reserved + max_cost > self._lent:
+            while self._committed(max_cost) > self._lent:
                 # All idle money goes back first: two workers must not wait for the too little that the other keeps.
                 returned = self.return_idle()
-                amount = await actor_result(self._actor.borrow.remote(self._worker, max_cost, self.spent, returned))
+                needed = self._committed(max_cost) - self._committed()
+                amount = await actor_result(self._actor.borrow.remote(self._worker, needed, self.spent, returned))
                 if not amount:
                     return False
                 self._lent += amount
@@ -265,9 +266,14 @@ class RemoteBudget(RunBudget):
         self.waited_seconds += time.monotonic() - began
         return True
 
+    @property
+    def is_overdrawn(self) -> bool:
+        """See RunBudget."""
+        return self._committed() > self._lent
+
     def return_idle(self) -> int:
         """Return the money that is neither spent nor reserved; from now on it is not this worker's any more."""
-        idle = self._lent - self.spent - self.reserved
+        idle = self._lent - self._committed()
         self._lent -= idle
         return idle
 

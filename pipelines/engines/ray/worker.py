@@ -131,7 +131,8 @@ class WorkerActor:
         self._counters = RunCounters(
             steps={step.name: StepCounters() for step in self._steps if isinstance(step, RunStep)}
         )
-        self._budget = RemoteBudget(limiter, number) if config.has_budget else RunBudget(None, 0)
+        has_daily_limit = config.daily_budget is not None
+        self._budget = RemoteBudget(limiter, number) if config.has_budget else RunBudget(None, 0, has_daily_limit)
         timeouts = RequestTimeouts(job.timeouts.connect, job.timeouts.idle, job.timeouts.total)
         senders, _ = affordable_connections(config.senders)
         self._transport = HttpTransport(timeouts, senders)

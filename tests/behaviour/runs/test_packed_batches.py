@@ -109,10 +109,28 @@ def test_the_budget_reserves_the_packs_of_a_batch(cli: Cli, workspace: Workspace
     batches.script = lambda text, body: reply_to(body)
     workspace.csv(400)
     report = cli.run(packed_job(workspace, "{rows: 10}", budget="{usd: 0.002}", **BATCH))
-    paid = sum(100e-6 for batch in batches.batches.values() for _ in batch["lines"])
+    paid = sum(100e-6 if rows > 1 else 10e-6 for lines in packs_of(batches) for rows in lines)
     assert report["exit_code"] == 3
     assert 0 < paid <= 0.002
     assert report["cost_usd"] == pytest.approx(paid)
+
+
+@pytest.mark.parametrize("daily", [False, True], ids=["job", "day"])
+def test_a_batch_takes_smaller_packs_for_what_is_left_of_a_budget(
+    cli: Cli, workspace: Workspace, batches: BatchProvider, daily: bool
+) -> None:
+    batches.script = lambda text, body: reply_to(body)
+    workspace.csv(400)
+    job = packed_job(workspace, "{rows: 20}", **BATCH, **({} if daily else {"budget": "{usd: 0.0006}"}))
+    if daily:
+        file = workspace.folder / "rowmill.yaml"
+        file.write_text(file.read_text() + "budget: {usd_per_day: 0.0006}\n")
+    report = cli.run(job)
+    assert (report["exit_code"], report["stopped"].split(":")[0]) == (3, "budget")
+    # For a daily budget, the run does not wait for the money that a batch may give back.
+    least = 0 if daily else 0.0004
+    assert (0 < report["rows_ok"] < 400, least < report["cost_usd"] <= 0.0006) == (True, True)
+    assert max(rows for lines in packs_of(batches) for rows in lines) < 20
 
 
 def test_packs_of_a_killed_run_are_read_by_the_next_even_without_pack(

@@ -327,12 +327,80 @@ def test_the_budget_holds_with_packs(cli: Cli, workspace: Workspace, provider: S
     provider.script = honest
     workspace.csv(400)
     report = cli.run(packed_job(workspace, "{rows: 10}", budget="{usd: 0.004}"))
-    paid = sum(200e-6 for _ in provider.answered)
+    paid = sum(200e-6 if items_of(body) else 20e-6 for _, body in provider.seen)
     assert report["exit_code"] == 3
     assert paid <= 0.004
     assert report["cost_usd"] == pytest.approx(paid)
     # The worst case of a pack is reserved, not that of its rows one by one.
     assert len(provider.answered) >= 10
+
+
+def test_a_budget_that_no_whole_pack_fits_is_used_by_smaller_ones_down_to_single_rows(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider
+) -> None:
+    paid = 0
+
+    def script(path: str, body: Body, count: int) -> Body:
+        nonlocal paid
+        given, made = sum(len(message["content"].encode()) for message in body["messages"]), body["max_tokens"]
+        reply = honest(path, body, count) or chat_reply("ALONE")
+        reply["usage"] = {"prompt_tokens": given, "completion_tokens": made, "total_tokens": given + made}
+        paid += given + 2 * made
+        return reply
+
+    provider.script = script
+    workspace.csv(100)
+    # A pack of 20 may cost more than 2,000 millionths, a row alone less than 200.
+    report = cli.run(packed_job(workspace, "{rows: 20}", budget="{usd: 0.001}", limits="{concurrency: 3}"))
+    assert (report["exit_code"], report["stopped"].split(":")[0]) == (3, "budget")
+    assert report["cost_usd"] == pytest.approx(paid / 1e6)
+    assert 800 <= paid <= 1000
+    assert report["rows_ok"] == sum(len(items_of(body)) or 1 for _, body in provider.seen) >= 5
+    # The rest, once there is money.
+    later = cli.run(workspace.folder / "job.yaml", "--budget-usd", "1")
+    assert (later["exit_code"], later["rows_ok"]) == (0, 100)
+
+
+@pytest.mark.parametrize("daily", [False, True], ids=["job", "day"])
+def test_a_pool_uses_what_is_left_of_a_budget_by_smaller_packs(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider, daily: bool
+) -> None:
+    spare = ScriptedProvider()
+    try:
+        write_pool(workspace, provider, spare)
+        provider.script = spare.script = honest
+        workspace.csv(400)
+        # A pack of 20 may cost 20,000 millionths at the more expensive member, a row alone less than 2,000.
+        job = packed_job(workspace, "{rows: 20}", **({} if daily else {"budget": "{usd: 0.01}"}))
+        job.write_text(job.read_text().replace("provider: test", "provider: both"))
+        if daily:
+            file = workspace.folder / "rowmill.yaml"
+            file.write_text(file.read_text() + "budget: {usd_per_day: 0.01}\n")
+        report = cli.run(job)
+        assert (report["exit_code"], 0.008 < report["cost_usd"] <= 0.01) == (3, True)
+        sizes = {len(items_of(body)) for one in (provider, spare) for _, body in one.seen}
+        # The day reserves the price of the member that was picked.
+        assert (0 in sizes, daily or 20 not in sizes) == (True, True)
+    finally:
+        spare.close()
+
+
+def test_the_summary_names_a_server_that_bills_more_than_the_worst_case_and_later_requests_reserve_more(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider
+) -> None:
+    def script(path: str, body: Body, count: int) -> Body:
+        reply = honest(path, body, count) or chat_reply("ALONE")
+        made = 4 * body["max_tokens"]
+        reply["usage"] = {"prompt_tokens": 0, "completion_tokens": made, "total_tokens": made}
+        return reply
+
+    provider.script = script
+    workspace.csv(100)
+    job = packed_job(workspace, "{rows: 4}", budget="{usd: 0.02}", limits="{concurrency: 1}")
+    assert cli("run", job) == 3
+    assert "test bills more for answers of m than their worst case" in " ".join(cli.out.split())
+    assert cli("status", job, "--json") == 0
+    assert 0.018 <= json.loads(cli.out)["cost_usd"] <= 0.02
 
 
 @pytest.mark.parametrize("budget", ["0.0125", "0.02", "0.05"])

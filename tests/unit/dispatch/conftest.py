@@ -19,14 +19,17 @@ from pipelines.dispatch.pending_requests import PendingRequests
 from pipelines.dispatch.request_types import DailyBudget, RetryLimits, Route
 from pipelines.ledger.ledger import Ledger
 from pipelines.limits.provider_limiter import ProviderLimiter
+from pipelines.pricing.prices import Price
 from pipelines.pricing.run_budget import RunBudget
 
 
 class EchoEndpoint(BaseEndpoint):
     """An endpoint whose request and answer are bytes as they are; `group_size` requests share an exchange."""
 
-    def __init__(self, group_size: int = 1) -> None:
+    def __init__(self, group_size: int = 1, tokens: int | None = None) -> None:
+        """`tokens`: output of each request, at a pico-dollar each; None: a reply states no usage."""
         self.group_size = group_size
+        self.tokens = tokens
 
     def group_requests(self, requests: Sequence[Request]) -> Iterator[tuple[Request, ...]]:
         for start in range(0, len(requests), self.group_size):
@@ -39,7 +42,7 @@ class EchoEndpoint(BaseEndpoint):
         return [reply.body] * len(group)
 
     def usage(self, group: Sequence[Request], reply: Reply) -> Usage:
-        return NO_USAGE
+        return NO_USAGE if self.tokens is None else Usage(input_tokens=0, output_tokens=self.tokens * len(group))
 
     def merge_parts(self, request: Request, answers: Sequence[bytes]) -> bytes:
         return b"+".join(answers)
@@ -84,6 +87,7 @@ class Dispatch:
     daily_budget: DailyBudget | None = None
     max_cost: int = 0
     group_size: int = 1
+    tokens: int | None = None
     max_failed_share: float | None = None
     state: DispatchState = field(default_factory=DispatchState)
 
@@ -102,6 +106,9 @@ class Dispatch:
         self.route = make_route(
             self.ledger.register_route("run", "job", "answer", "test", "chat", "m"), self.max_cost, self.group_size
         )
+        if self.tokens is not None:
+            self.route.endpoint = EchoEndpoint(self.group_size, self.tokens)
+            self.route.price = Price(input_per_million=0, output_per_million=10**6)
 
 
 def make_route(route_id: int = 1, max_cost: int = 0, group_size: int = 1, provider: str = "test") -> Route:

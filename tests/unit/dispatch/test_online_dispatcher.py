@@ -150,6 +150,39 @@ async def test_a_request_that_the_budget_cannot_cover_stops_the_run_unsent(
     assert (dispatch.budget.spent, dispatch.budget.reserved) == (70, 0)
 
 
+@pytest.mark.parametrize("group_size", [1, 8], ids=["alone", "shared"])
+async def test_requests_that_share_an_exchange_are_divided_before_the_budget_stops_the_run(
+    ledger: Ledger, transport: ScriptedTransport, group_size: int
+) -> None:
+    dispatch = Dispatch(ledger, transport, RunBudget(100, 70), max_cost=10, group_size=group_size, tokens=10)
+    transport.is_released.set()
+    dispatch.dispatcher.start()
+    submission = await dispatch.pending.submit(dispatch.route, make_requests(8), any_answer)
+    await submission.done.wait()
+    await dispatch.dispatcher.close(10)
+    assert (dispatch.state.stop_reason, dispatch.budget.reserved) == ("budget", 0)
+    assert len(submission.outcomes) == 3
+
+
+@pytest.mark.parametrize("daily", [False, True], ids=["job", "day"])
+async def test_after_a_reply_above_its_reservation_only_what_is_in_flight_can_exceed_the_budget(
+    ledger: Ledger, transport: ScriptedTransport, daily: bool
+) -> None:
+    """Each costs five times its maximum, as from a server that ignores `max_tokens`."""
+    budget = RunBudget(None if daily else 200, 0, daily)
+    day = DailyBudget(200, UTC) if daily else None
+    dispatch = Dispatch(ledger, transport, budget, concurrency=3, daily_budget=day, max_cost=10, tokens=50)
+    dispatch.dispatcher.start()
+    submission = await dispatch.pending.submit(dispatch.route, make_requests(20), any_answer)
+    await wait_for(lambda: len(transport.sent) == 3)
+    transport.is_released.set()
+    await submission.done.wait()
+    await dispatch.dispatcher.close(10)
+    assert dispatch.state.stop_reason == ("budget_day" if daily else "budget")
+    # Three were in flight at the first reply, by which one more was known to fit.
+    assert (len(transport.sent), budget.spent) == (4, 200)
+
+
 async def test_a_transient_error_is_retried_and_uses_an_attempt(ledger: Ledger) -> None:
     replies = iter([Reply(503, {}, b"", 1.0), Reply(200, {}, b"answered", 1.0)])
     transport = ScriptedTransport(ledger, lambda call: next(replies))

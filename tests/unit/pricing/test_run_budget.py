@@ -121,10 +121,10 @@ async def test_requests_reserve_more_after_one_that_cost_more_than_its_maximum()
     async with budget.reserve(100) as reservation:
         reservation.settle(250)
     async with budget.reserve(101) as reservation:
-        assert budget.reserved == 253
+        assert (reservation.max_cost, budget.remaining) == (253, 1000 - 250 - 253)
         # A lower price, in a pool.
         reservation.change_to(50)
-        assert (reservation.max_cost, budget.reserved) == (125, 125)
+        assert (reservation.max_cost, budget.remaining) == (125, 1000 - 250 - 125)
         reservation.settle(125)
     assert (budget.spent, budget.reserved) == (375, 0)
     with pytest.raises(BudgetExhausted):
@@ -132,9 +132,35 @@ async def test_requests_reserve_more_after_one_that_cost_more_than_its_maximum()
             raise AssertionError("entered")
 
 
-async def test_without_a_limit_the_maximum_cost_is_never_raised() -> None:
-    budget = RunBudget(None, 0)
+async def test_a_cost_above_its_maximum_raises_what_is_reserved_for_requests_in_flight() -> None:
+    budget = RunBudget(1000, 0)
+    assert await budget.acquire(100)
+    assert await budget.acquire(100)
+    reservation = budget.reserve(100)
+    async with reservation:
+        assert not budget.is_overdrawn
+        # Before it is settled: what is sent meanwhile depends on it.
+        reservation.record_cost(400)
+        assert (reservation.max_cost, budget.remaining, budget.is_overdrawn) == (400, -200, True)
+        waiting = asyncio.create_task(budget.acquire(50))
+        await asyncio.sleep(0)
+        reservation.settle(400)
+    # 400 are spent, and each of the two others may cost as much.
+    await asyncio.sleep(0)
+    assert (budget.remaining, waiting.done()) == (-200, False)
+    budget.settle(100, 100)
+    await asyncio.sleep(0)
+    assert (budget.remaining, waiting.done()) == (100, False)
+    budget.settle(100, 100)
+    assert (await waiting, budget.remaining) == (True, 200)
+
+
+@pytest.mark.parametrize(("has_daily_limit", "max_cost"), [(False, 100), (True, 250)], ids=["without", "with"])
+async def test_without_a_limit_the_maximum_cost_is_raised_for_a_daily_one_only(
+    has_daily_limit: bool, max_cost: int
+) -> None:
+    budget = RunBudget(None, 0, has_daily_limit)
     async with budget.reserve(100) as reservation:
         reservation.settle(250)
     async with budget.reserve(100) as reservation:
-        assert reservation.max_cost == 100
+        assert reservation.max_cost == max_cost
