@@ -9,6 +9,7 @@ from msgspec import Struct
 from connectors.emulator.api import ApiError
 from connectors.emulator.api_schemas import RequestSchema
 from connectors.emulator.real_models.catalogue import Task, check_real_model
+from connectors.media.media_packages import MEDIA_EXTRA, has_media_packages
 
 MAX_LISTED_VALUES = 12
 """Allowed values listed in a message."""
@@ -78,6 +79,13 @@ def model_not_found(model: str) -> ApiError:
         param="model",
         code="model_not_found",
     )
+
+
+def check_media_packages() -> None:
+    """Raise ApiError unless the packages for sound and pictures are installed."""
+    if not has_media_packages():
+        message = f"The embedded provider has no sound and pictures without more packages: {MEDIA_EXTRA}"
+        raise ApiError(404, message, code="model_not_found")
 
 
 def type_name(value: Any) -> str:

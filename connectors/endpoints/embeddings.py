@@ -1,12 +1,15 @@
 """POST /embeddings: many rows in a request, one vector for each row."""
 
 import re
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
+from types import NoneType
 from typing import Any, Literal
 
-import numpy as np
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 from msgspec.structs import replace
 from pybase64 import b64decode
 from pydantic import Field
@@ -241,14 +244,14 @@ class EmbeddingsEndpoint(BaseEndpoint):
                 if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
                     # llama.cpp's server: a list of one vector.
                     value = value[0]
-                if isinstance(value, list) and None in value:
-                    # JSON has no NaN.
-                    return RowError("invalid_answer", "the vector holds null")
-                numbers = np.asarray(value)
-                if numbers.ndim != 1 or numbers.dtype.kind not in "fiu":
+                kinds = set(map(type, value)) if isinstance(value, list) else {None}
+                if not kinds <= {float, int}:
+                    if kinds <= {float, int, NoneType}:
+                        # JSON has no NaN.
+                        return RowError("invalid_answer", "the vector holds null")
                     raise MalformedReply("a vector is not a list of numbers")
-                raw = numbers.astype("<f4").tobytes()
-        except (ValueError, TypeError) as exc:
+                raw = array("f", value).tobytes()
+        except (ValueError, OverflowError) as exc:
             raise MalformedReply(f"a vector cannot be read: {exc}") from exc
         if self.dimensions_unknown:
             if not raw or len(raw) % 4 != 0:
@@ -293,7 +296,9 @@ class EmbeddingsEndpoint(BaseEndpoint):
 
 
 def _is_finite(vectors: bytes) -> bool:
-    return bool(np.isfinite(np.frombuffer(vectors, dtype="<f4")).all())
+    numbers = pa.Array.from_buffers(pa.float32(), len(vectors) // 4, [None, pa.py_buffer(vectors)])
+    # Added up in 64 bits, which finite numbers of 32 bits cannot leave.
+    return isfinite(pc.sum(numbers, min_count=0).as_py())
 
 
 def _wrong_count(data: Any, expected: int, reply: Reply, usage: Usage) -> MalformedReply:

@@ -26,7 +26,7 @@ PARAMS = {
 
 
 class TranscriptionStep(StepModel):
-    """A step of endpoint transcription."""
+    """A step of endpoint transcription (extra `rowmill[media]`)."""
 
     endpoint: Literal["transcription"] = Field(description="POST /audio/transcriptions.")
     file: str = Field(

@@ -16,7 +16,7 @@ PARAMS = {
 
 
 class TranslationStep(StepModel):
-    """A step of endpoint translation."""
+    """A step of endpoint translation (extra `rowmill[media]`)."""
 
     endpoint: Literal["translation"] = Field(description="POST /audio/translations.")
     file: str = Field(

@@ -1,9 +1,9 @@
 """Rows of an Arrow table as Python values; a date or time that Python lacks becomes its text."""
 
 import contextlib
+from datetime import date, timedelta
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 DAY_UNITS = {"s": 86_400, "ms": 86_400_000, "us": 86_400_000_000, "ns": 86_400_000_000_000}
@@ -57,7 +57,7 @@ def _value(scalar: pa.Scalar) -> Any:
         return [_value(element) for element in scalar.values]
     if pa.types.is_date(kind):
         days = scalar.value if pa.types.is_date32(kind) else scalar.value // 86_400_000
-        return str(np.datetime64(days, "D"))
+        return _day(days)
     if pa.types.is_timestamp(kind):
         return _moment(scalar.value, kind.unit) + ("" if kind.tz is None else "+00:00")
     if pa.types.is_time(kind):
@@ -70,8 +70,19 @@ def _value(scalar: pa.Scalar) -> Any:
 
 def _moment(count: int, unit: str) -> str:
     """Return the moment so many units after 1970 as ISO 8601 text, with no, six or nine digits of a second."""
-    whole, _, fraction = str(np.array(count, f"datetime64[{unit}]")).partition(".")
-    if len(whole.rpartition("T")[2]) == 5:
-        whole += ":00"
-    digits = fraction.ljust(6, "0")
-    return whole if not digits.strip("0") else f"{whole}.{digits}"
+    days, rest = divmod(count, DAY_UNITS[unit])
+    seconds, fraction = divmod(rest, DAY_UNITS[unit] // 86_400)
+    whole = f"{_day(days)}T{seconds // 3_600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+    if not fraction:
+        return whole
+    digits = len(str(DAY_UNITS[unit] // 86_400)) - 1
+    return f"{whole}.{fraction:0{digits}}".ljust(len(whole) + 7, "0")
+
+
+def _day(days: int) -> str:
+    """Return the day so many days after 1970-01-01 as ISO 8601 text, in any year."""
+    # The calendar repeats itself every 400 years.
+    cycles, rest = divmod(days, 146_097)
+    day = date(1970, 1, 1) + timedelta(rest)
+    year = day.year + 400 * cycles
+    return f"{year:04}-{day:%m-%d}"

@@ -7,8 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 from msgspec.structs import replace
@@ -25,6 +23,12 @@ from pipelines.config.workspace_file import LOCAL
 from pipelines.dispatch.request_rendering import with_sent_model
 from pipelines.pricing.prices import FREE, cost, usd
 from pipelines.pricing.published_prices import resolve_price
+
+try:
+    import numpy as np
+    import numpy.typing as npt
+except ImportError as exc:
+    raise ImportError("similarity: numpy is not there; pip install 'rowmill[notebook]'") from exc
 
 Vector = npt.NDArray[np.float32]
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from statistics import quantiles
 from typing import Any, TypeVar
 
 from msgspec import Struct, field
@@ -227,8 +228,6 @@ def _total(parts: Iterable[Totals]) -> Totals:
 
 def latency_percentiles(ledger: LedgerReader, run_id: str) -> Mapping[Route, Sequence[float]]:
     """Return route -> the PERCENTILES of latency in milliseconds, over its newest MAX_LATENCIES exchanges of a run."""
-    import numpy as np
-
     found: dict[Route, Sequence[float]] = {}
     for number, *values in ledger.query(
         "select id, run_id, job, step, provider, endpoint, model from legs where run_id = ?", (run_id,)
@@ -239,5 +238,11 @@ def latency_percentiles(ledger: LedgerReader, run_id: str) -> Mapping[Route, Seq
             (number, MAX_LATENCIES),
         )
         if latencies:
-            found[Route(*values)] = [float(one) for one in np.percentile([ms for (ms,) in latencies], PERCENTILES)]
+            found[Route(*values)] = _percentiles([ms for (ms,) in latencies])
     return found
+
+
+def _percentiles(values: Sequence[float]) -> Sequence[float]:
+    """Return the PERCENTILES of these values, between two of them by the straight line."""
+    cuts = quantiles([*values, values[0]] if len(values) == 1 else values, n=100, method="inclusive")
+    return [cuts[percent - 1] for percent in PERCENTILES]

@@ -9,6 +9,7 @@ import orjson
 from msgspec import Struct
 
 from connectors.errors import JobError
+from connectors.media.media_packages import has_media_packages
 from pipelines.analysis.results import Results
 from pipelines.reporting.page.page_values import format_cell
 
@@ -122,6 +123,8 @@ def _media_file(results: Results, column: str, value: str) -> EmbeddedFile | Non
 
 def _picture(content: bytes, label: str, path: str | None = None) -> EmbeddedFile | None:
     """A picture reduced to the page's size; None if the bytes are not a picture."""
+    if not has_media_packages():
+        return None if path is None else EmbeddedFile(path)
     from PIL import Image
 
     try:

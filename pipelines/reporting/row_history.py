@@ -310,10 +310,8 @@ def shorten_reply(reply: bytes) -> Any:
     except orjson.JSONDecodeError:
         if len(reply) % 4:
             return f"{len(reply):,} bytes"
-        import numpy as np
-
-        numbers = np.frombuffer(reply, dtype="<f4")
-        return {"length": len(numbers), "first": [round(float(n), 6) for n in numbers[:SHOWN_NUMBERS]]}
+        numbers = memoryview(reply).cast("f")
+        return {"length": len(numbers), "first": [round(n, 6) for n in numbers[:SHOWN_NUMBERS]]}
 
 
 def row_exchanges(ledger: ReadableLedger, job: str, key: str, child_start: str | None = None) -> list[dict[str, Any]]:

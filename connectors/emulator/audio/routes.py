@@ -30,7 +30,7 @@ from connectors.emulator.real_models.catalogue import run_in_model_thread
 from connectors.emulator.real_models.speaker import speak_with_espeak
 from connectors.emulator.real_models.transcriber import transcribe_with_moonshine
 from connectors.emulator.sse_stream import event, event_stream
-from connectors.emulator.validation import check_body, check_model, refuse
+from connectors.emulator.validation import check_body, check_media_packages, check_model, refuse
 from connectors.tokens import count_tokens
 
 MAX_AUDIO_BYTES = 25 * 1024 * 1024
@@ -49,6 +49,7 @@ _REAL_TRANSCRIBERS = {"moonshine-tiny-en": transcribe_with_moonshine}
 
 async def synthesize(api_request: ApiRequest) -> web.StreamResponse:
     """Answer with the text as an audio file, or as events with parts of that file."""
+    check_media_packages()
     body = {name: value for name, value in api_request.body.items() if value is not None}
     check_speech(body)
     text, speed, response_format = body["input"], body.get("speed", 1.0), body.get("response_format", "mp3")
@@ -138,6 +139,7 @@ def _uploaded_sound(api_request: ApiRequest) -> bytes:
 
 
 async def _transcript(sound: bytes, model: str) -> Transcript:
+    check_media_packages()
     transcriber = _REAL_TRANSCRIBERS.get(model, recognise)
     try:
         return await run_in_model_thread(model, lambda: transcriber(sound))

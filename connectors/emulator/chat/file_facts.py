@@ -6,7 +6,7 @@ from base64 import b64decode
 from collections.abc import Mapping
 from typing import Any
 
-from connectors.emulator.validation import refuse
+from connectors.emulator.validation import check_media_packages, refuse
 from connectors.media.audio_splitter import AudioError, duration_seconds
 from connectors.media.document_types import DocumentError, detect_document
 from connectors.media.file_types import HEAD_BYTES, detect_type
@@ -33,6 +33,7 @@ def describe_file(file: Mapping[str, Any], param: str) -> str:
 
 def describe_audio(audio: Mapping[str, Any], param: str) -> str:
     """Describe a recording; ApiError 400 if it is not what its format says."""
+    check_media_packages()
     content = _decode(audio["data"], f"{param}.data")
     kind = detect_type(content[:HEAD_BYTES])
     try:

@@ -8,7 +8,7 @@ from collections import Counter
 
 from msgspec import Struct
 
-from connectors.emulator.validation import refuse
+from connectors.emulator.validation import check_media_packages, refuse
 
 MAX_IMAGE_BYTES = 20 * 1024 * 1024
 """Maximum size of one image."""
@@ -74,6 +74,7 @@ def inspect_image(url: str, param: str) -> ImageFacts | None:
 
 
 def _decode_facts(data: bytes, param: str) -> ImageFacts:
+    check_media_packages()
     from PIL import Image, UnidentifiedImageError
 
     try:

@@ -73,21 +73,21 @@ async def embed(api_request: ApiRequest) -> web.StreamResponse:
             "max_tokens_per_request",
         )
     if len(texts) <= MAX_INLINE_TEXTS:
-        matrix = embed_texts(texts, size)
+        vectors = embed_texts(texts, size)
     else:
-        matrix = await asyncio.to_thread(embed_texts, texts, size)
+        vectors = await asyncio.to_thread(embed_texts, texts, size)
     if body.get("encoding_format", "float") == "base64":
-        embeddings = [base64.b64encode(row.tobytes()).decode() for row in matrix]
+        embeddings: list[Any] = [base64.b64encode(vector.tobytes()).decode() for vector in vectors]
     else:
-        embeddings = list(matrix)
+        embeddings = [vector.tolist() for vector in vectors]
     api_request.http_request[USED_TOKENS] = used
     answer = {
         "object": "list",
-        "data": [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(embeddings)],
+        "data": [{"object": "embedding", "index": index, "embedding": one} for index, one in enumerate(embeddings)],
         "model": model,
         "usage": {"prompt_tokens": used, "total_tokens": used},
     }
-    return web.Response(body=orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY), content_type="application/json")
+    return web.Response(body=orjson.dumps(answer), content_type="application/json")
 
 
 def _dimensions(model: str, dimensions: int | None) -> int:

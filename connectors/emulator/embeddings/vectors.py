@@ -1,46 +1,49 @@
-"""Embedding vectors: from wordllama if it is installed, else hashed bags of words."""
+"""Embedding vectors: from wordllama if it is installed, else hashed words and groups of three letters."""
 
 import re
 import zlib
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.util import find_spec
+from math import sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Vectors = NDArray[np.float32]
+from typing import Any
 
 MODEL_DIMENSIONS = 256
 """Dimensions of the model's vectors."""
 
+SHORT_WORD_CHARACTERS = 3
+"""Words that are no longer say less of a text's subject and count half."""
+
 _WORD = re.compile(r"\w+")
 
 
-def embed_texts(texts: Sequence[str], size: int) -> "Vectors":
-    """One float32 unit vector of `size` dimensions per text, as rows; sizes of n x 256 give equal angles.
+def embed_texts(texts: Sequence[str], size: int) -> list["array[float]"]:
+    """One unit vector of `size` float32 numbers per text; sizes of n x 256 give equal angles.
 
     Longer vectors repeat the model's vector, shorter ones are its beginning (the model is trained for that). So the
     normalised beginning of a long vector equals the short vector, as with OpenAI's third generation.
     """
-    import numpy as np
-
     model = _model()
-    full = _hashed_bags(texts) if model is None else _pooled(model, texts)
-    sized = full[:, :size] if size <= MODEL_DIMENSIONS else np.tile(full, (1, -(-size // MODEL_DIMENSIONS)))[:, :size]
-    lengths = np.linalg.norm(sized, axis=1, keepdims=True)
-    # A text without known tokens has no direction: it gets the first axis.
-    sized[:, 0] += lengths[:, 0] == 0
-    lengths[lengths == 0] = 1
-    return np.ascontiguousarray(sized / lengths, dtype="<f4")
+    vectors = map(_hashed_vector, texts) if model is None else _pooled(model, texts)
+    return [_sized(vector, size) for vector in vectors]
+
+
+def _sized(vector: Sequence[float], size: int) -> "array[float]":
+    repeats, rest = divmod(size, len(vector))
+    head = vector[:rest]
+    length = sqrt(repeats * sum(number * number for number in vector) + sum(number * number for number in head))
+    if not length:
+        # A text without known tokens has no direction: it gets the first axis.
+        return array("f", [1.0, *[0.0] * (size - 1)])
+    whole = array("f", [number / length for number in vector])
+    return whole * repeats + whole[:rest]
 
 
 @cache
-def _model() -> "tuple[Any, Vectors] | None":
-    """(tokenizer, one row per token) from the package's weights; None if it is not installed.
+def _model() -> "tuple[Any, Any] | None":
+    """(tokenizer, float32 array of one row per token) from the package's weights; None if it is not installed.
 
     wordllama.WordLlama is not used: it looks for its tokenizer in a folder that the package lacks, then downloads it,
     and its import configures logging.
@@ -60,25 +63,21 @@ def _model() -> "tuple[Any, Vectors] | None":
     return tokenizer, weights.astype(np.float32)
 
 
-def _pooled(model: "tuple[Any, Vectors]", texts: Sequence[str]) -> "Vectors":
+def _pooled(model: tuple[Any, Any], texts: Sequence[str]) -> Iterator[list[float]]:
     """The mean of each text's token vectors."""
-    import numpy as np
-
     tokenizer, weights = model
-    matrix = np.zeros((len(texts), MODEL_DIMENSIONS), dtype=np.float32)
-    for row, encoded in enumerate(tokenizer.encode_batch(list(texts), add_special_tokens=False)):
-        if encoded.ids:
-            matrix[row] = weights[encoded.ids].mean(axis=0)
-    return matrix
+    for encoded in tokenizer.encode_batch(list(texts), add_special_tokens=False):
+        yield weights[encoded.ids].mean(axis=0).tolist() if encoded.ids else [0.0] * MODEL_DIMENSIONS
 
 
-def _hashed_bags(texts: Sequence[str]) -> "Vectors":
-    """Each word adds 1 or -1 at the position of its hash."""
-    import numpy as np
-
-    matrix = np.zeros((len(texts), MODEL_DIMENSIONS), dtype=np.float32)
-    for row, text in enumerate(texts):
-        for word in _WORD.findall(text.lower()):
-            word_hash = zlib.crc32(word.encode("utf-8", "replace"))
-            matrix[row, word_hash % MODEL_DIMENSIONS] += 1 if word_hash & 0x10000 else -1
-    return matrix
+def _hashed_vector(text: str) -> list[float]:
+    """Each word and each three letters in a row add 1 or -1 at the position of their hash."""
+    vector = [0.0] * MODEL_DIMENSIONS
+    for word in _WORD.findall(text.lower()):
+        weight = 0.5 if len(word) <= SHORT_WORD_CHARACTERS else 1.0
+        # With its borders, so that the beginning of a word differs from its middle.
+        bounded = f"<{word}>"
+        for part in (word, *(bounded[at : at + 3] for at in range(len(bounded) - 2))):
+            part_hash = zlib.crc32(part.encode("utf-8", "replace"))
+            vector[part_hash % MODEL_DIMENSIONS] += weight if part_hash & 0x10000 else -weight
+    return vector

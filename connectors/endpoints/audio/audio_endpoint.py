@@ -22,6 +22,7 @@ from connectors.endpoints.audio.transcript_replies import (
 from connectors.endpoints.params.checks import ParamCheck
 from connectors.endpoints.params.step_params import fixed_params, optional_template, step_config_bytes
 from connectors.errors import JobError
+from connectors.media.media_packages import require_media_packages
 from connectors.media.multipart import build_form, check_file_column, row_files
 from connectors.records import Call, Media, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
 from connectors.templating.template import RenderError
@@ -54,6 +55,7 @@ class TranscriptEndpoint(BaseEndpoint):
         self._tag = context.provider_tag
         settings: Any = step
         self._file = check_file_column(settings.file, context.columns, (*self.where, "file"))
+        require_media_packages((*self.where, "file"))
         self._templates: dict[str, TemplateTree] = {}
         for name in template_keys:
             compiled = optional_template(getattr(step, name), context.columns, (*self.where, name))

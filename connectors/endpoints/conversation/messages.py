@@ -17,6 +17,7 @@ from connectors.endpoints.conversation.history_column import (
 )
 from connectors.endpoints.conversation.tool_calls import normalize_tool_call
 from connectors.errors import JobError, KeyPath, did_you_mean
+from connectors.media.media_packages import require_media_packages
 from connectors.records import Media, Row
 from connectors.templating.template import RenderError
 from connectors.templating.template_tree import (
@@ -293,6 +294,7 @@ class _MessageCompiler:
             # Responses take the URL of a file, chat does not.
             self._add(column, MediaColumn("document", MAX_DOCUMENT_BYTES, passes_urls=self.allows_items), where)
             return TemplateTree(lambda row: [_document_part(file) for file in _values(row[column])])
+        require_media_packages(where)
         self._add(column, MediaColumn("audio", MAX_AUDIO_BYTES), where)
         return TemplateTree(lambda row: [_audio_part(file) for file in _values(row[column])])
 
