@@ -555,7 +555,9 @@ class RowSelection(Struct):
             fields = {field.name: field for field in self.reader.schema}
             schema = pa.schema([fields.get(field.name, field) for field in found.schema])
             for batch in found:
-                whole = pa.Table.from_batches([batch]).cast(schema)
+                whole = pa.Table.from_batches([batch])
+                if whole.schema != schema:
+                    whole = whole.cast(schema)
                 pieces = max(1, -(-whole.nbytes // CHUNK_BYTES))
                 step = max(1, -(-whole.num_rows // pieces))
                 for start in range(0, whole.num_rows, step):

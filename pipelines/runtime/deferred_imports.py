@@ -33,6 +33,7 @@ def defer_imports() -> None:
     To be called before the first array of the process, and before aiohttp and genai-prices are imported.
     """
     _defer_pandas()
+    _defer_module("pyarrow.compute")  # its functions are made from a list of the library's, for the first commit
     _defer_certificates()
     _defer_module("httpx2")  # genai-prices downloads newer prices with it, if it is asked to
 

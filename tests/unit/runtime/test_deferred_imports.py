@@ -21,6 +21,16 @@ frame = table.to_pandas()
 print("pandas" in sys.modules, frame.n.sum(), pa.Table.from_pandas(frame).num_rows)
 """
 
+COMPUTE = """
+import sys
+from pipelines.runtime.deferred_imports import defer_imports
+defer_imports()
+import pyarrow as pa
+import pyarrow.compute as pc
+print("pyarrow._compute" in sys.modules)
+print(pc.sum(pa.array([1, 2])), pa.table({"n": [1, 2]}).filter(pc.field("n") > 1).num_rows)
+"""
+
 PRICES = """
 import sys
 from pipelines.runtime.deferred_imports import defer_imports
@@ -64,6 +74,10 @@ def output_of(script: str, *arguments: str, trusted: Path | None = None) -> list
 
 def test_pandas_is_imported_by_a_conversion_and_not_by_the_first_array() -> None:
     assert output_of(PANDAS) == ["False", "True 3 2"]
+
+
+def test_arrows_functions_are_imported_when_one_is_called() -> None:
+    assert output_of(COMPUTE) == ["False", "3 1"]
 
 
 def test_the_http_client_of_the_price_list_is_imported_when_it_is_used() -> None:
