@@ -489,7 +489,13 @@ class BatchDispatcher:
         # A batch of this line alone was above the limit: another one would be too.
         is_too_large = error.code == TOKEN_LIMIT
         decision = decide_batch_line(
-            error, group.route.provider.name, len(group.requests), group.attempts, is_too_large, self._retry_limits
+            error,
+            group.route.provider.name,
+            len(group.requests),
+            group.attempts,
+            is_too_large,
+            self._retry_limits,
+            group.is_packed,
         )
         if decision.action == "retry":
             self._send_again(group.requests, group.attempts)

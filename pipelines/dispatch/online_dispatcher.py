@@ -412,6 +412,7 @@ class OnlineDispatcher:
             _status(member),
             [_status(one) for one in group.route.members],
             len(group.requests),
+            group.is_packed,
             group.attempts,
             is_counted,
             retry_after,

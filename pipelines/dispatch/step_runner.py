@@ -561,9 +561,10 @@ class StepRunner:
     ) -> None:
         """Accept the last answers of rows that took repair turns before, if they pass the checks of today.
 
-        The rows of the others begin with their first request, whose answers the ledger has.
+        The rows of the others begin with their first request, whose answers the ledger has. So do all rows of a trial,
+        which counts what their answers have cost.
         """
-        if self._is_retrying or step.job is None or not requests:
+        if self._is_retrying or self._pending.on_request is not None or step.job is None or not requests:
             return
         last = await self._pending.last_answers(step.job, step.route.step, list(requests))
         if not last:

@@ -110,7 +110,7 @@ def run_invocation(
                 lines.log_changes()
             if ended.defect is not None:
                 print_defect(ended.defect, options.log == "json", ready.job.name, run.run_id)
-            report = _finish_run(ready, ledger, run, ended)
+            report = _finish_run(ready, ledger, run, ended, options)
         finally:
             if observer is not None:
                 observer.end_run(report)
@@ -217,7 +217,9 @@ def _obtain_keys(ready: PreparedJob) -> None:
                 member.key_source.prepare()
 
 
-def _finish_run(ready: PreparedJob, ledger: Ledger, run: OpenRun, ended: "RunOutcome") -> RunReport:
+def _finish_run(
+    ready: PreparedJob, ledger: Ledger, run: OpenRun, ended: "RunOutcome", options: RunOptions
+) -> RunReport:
     """Audit the run and record its end in the ledger."""
     audits = run_audits(ready, run.run_id) if ended.exit_code in (0, 1) else []
     if not all(audit.passed for audit in audits):
@@ -233,7 +235,8 @@ def _finish_run(ready: PreparedJob, ledger: Ledger, run: OpenRun, ended: "RunOut
         # A ledger that cannot be written has stopped the run already; the run stays open.
         if report.stopped is None:
             raise
-    if ready.workspace.keep_answers == "committed" and report.exit_code in CLOSING:
+    drops_answers = ready.workspace.keep_answers == "committed" and not options.is_trial
+    if drops_answers and report.exit_code in CLOSING:
         if ready.workspace.durability == "power":
             # The tables replace the answers from now on: wait until their last files are on the disk.
             os.sync()

@@ -42,7 +42,7 @@ def run_trial(loaded: LoadedJob, suffix: str, options: RunOptions) -> TrialRun:
     """Run the job with its flags as a trial; usage has its exchanges under the job `<name>-<suffix>`."""
     with tempfile.TemporaryDirectory() as name:
         trial = trial_job(loaded, suffix, Path(name))
-        report = run_invocation(trial, options)
+        report = run_invocation(trial, replace(options, is_trial=True))
         outputs = read_outputs(trial)
     with open_workspace_ledger(loaded.workspace) as ledger:
         for table in ("commits", "childless_rows"):

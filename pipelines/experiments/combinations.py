@@ -80,15 +80,12 @@ def _settings(key: str, text: str, folder: Path) -> Iterator[Setting]:
     if text.startswith("@"):
         yield from _file_settings(key, text[1:].strip(), folder)
         return
-    if text.startswith("["):
-        values = parse_value(text, where)
+    if text.startswith(("[", "{", '"', "'")):
+        # A mapping or a quoted text is one value, whatever commas it has.
+        values = parse_value(text if text.startswith("[") else f"[{text}]", where)
         if not isinstance(values, list) or not values:
             raise JobError(where, f"found {text}, expected a list of values", "write e.g. [0, 0.5]")
         yield from (Setting(key, value) for value in values)
-        return
-    if text.startswith(("{", '"', "'")):
-        # A mapping or a quoted text is one value, whatever commas it has.
-        yield Setting(key, parse_value(text, where))
         return
     for part in text.split(","):
         yield Setting(key, parse_value(part.strip(), where))

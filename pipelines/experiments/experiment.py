@@ -214,7 +214,7 @@ def _result(
         right / rows if is_judged else None,
         low if is_judged else None,
         high if is_judged else None,
-        None if costs.cost is None else usd(costs.cost) / rows * 1000,
+        None if costs.cost is None else usd(costs.cost) * 1000 / rows,
         costs.median_latency_ms,
         rows - len(trial.outputs),
         costs.exchanges if are_packs_compared else None,

@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 from msgspec import Struct
 from ruamel.yaml import YAML
+from ruamel.yaml.events import AliasEvent
 from ruamel.yaml.nodes import CollectionNode, MappingNode, Node, SequenceNode
 from ruamel.yaml.util import load_yaml_guess_indent
 
@@ -31,7 +32,10 @@ class Promotion(Struct, frozen=True):
 
     old: str
     new: str
+    """Both with line ends of one character."""
     shown_path: str
+    line_end: str = "\n"
+    """That of the file."""
 
     @property
     def diff(self) -> str:
@@ -48,7 +52,8 @@ def promote(loaded: LoadedJob, combination: Combination) -> Promotion:
     JobError if the job would not be valid with them.
     """
     shown = loaded.file.shown_path
-    old = loaded.path.read_text(encoding="utf-8")
+    read = loaded.path.read_bytes().decode()
+    old = read.replace("\r\n", "\n")
     assignments = tuple(_assignment(loaded, setting) for setting in combination.settings)
     overrides = Overrides(over=assignments)
     loaded.with_overrides(overrides)
@@ -58,12 +63,12 @@ def promote(loaded: LoadedJob, combination: Combination) -> Promotion:
         new = _with_value(new, path, _value_at(applied.values, path), shown)
     if parse_yaml(new, shown).values != applied.values:
         raise JobError(shown, "these settings cannot be written without changing others", "edit the file by hand")
-    return Promotion(old, new, shown)
+    return Promotion(old, new, shown, "\r\n" if 2 * read.count("\r\n") > read.count("\n") else "\n")
 
 
 def write_promotion(loaded: LoadedJob, promotion: Promotion) -> None:
     """Replace the job file."""
-    write_atomically(loaded.path.resolve(), promotion.new.encode())
+    write_atomically(loaded.path.resolve(), promotion.new.replace("\n", promotion.line_end).encode())
 
 
 def _assignment(loaded: LoadedJob, setting: Setting) -> str:
@@ -78,11 +83,35 @@ def _assignment(loaded: LoadedJob, setting: Setting) -> str:
 
 def _with_value(text: str, path: KeyPath, value: Any, shown: str) -> str:
     """Write one value into the text, and change nothing else of it; if it cannot be done, rewrite the file's YAML."""
+    text = _without_aliases(text, path)
     nodes = list(_nodes(YAML().compose(text), path))
     edited = _replaced(text, nodes, value) if len(nodes) == len(path) + 1 else _added(text, nodes, path, value)
     if edited is not None and _has_value(edited, path, value, shown):
         return edited
     return _rewritten(text, path, value)
+
+
+def _without_aliases(text: str, path: KeyPath) -> str:
+    """Return the text with the values in place of those aliases by which other keys would change with a path."""
+    while aliases := _aliases_at(text, path):
+        written = [_with_alias_written(text, path, alias) for alias in aliases]
+        # If the path is that of an alias, this one; if it is that of the anchor, all of them, one after the other.
+        text = next((one for one in written if not _aliases_at(one, path)), written[0])
+    return text
+
+
+def _aliases_at(text: str, path: KeyPath) -> Sequence[AliasEvent]:
+    """Return the aliases of the values on a path, in the order of the text."""
+    anchors = {node.anchor for node in _nodes(YAML().compose(text), path) if node.anchor}
+    events = YAML().parse(text) if anchors else ()
+    return [event for event in events if isinstance(event, AliasEvent) and event.anchor in anchors]
+
+
+def _with_alias_written(text: str, path: KeyPath, alias: AliasEvent) -> str:
+    start, end = alias.start_mark.index, alias.end_mark.index
+    anchor = next(node for node in _nodes(YAML().compose(text), path) if node.anchor == alias.anchor)
+    value = YAML(typ="safe", pure=True).constructor.construct_document(anchor)
+    return text[:start] + _yaml_text(value) + text[end:]
 
 
 def _has_value(text: str, path: KeyPath, value: Any, shown: str) -> bool:

@@ -29,6 +29,8 @@ class RunOptions(Struct, frozen=True):
     fail_on: FailOn = "any"
     row_keys: frozenset[str] | None = None
     """Keys, as text, of the only rows to process; None: all."""
+    is_trial: bool = False
+    """Whether its tables do not stay: then the ledger keeps its answers, even with `keep_answers: committed`."""
     on_request: Callable[[bytes], None] | None = None
     """Called with the fingerprint of every request, also of those whose answer the ledger has; not on Ray."""
     grace_seconds: float = 30.0

@@ -30,6 +30,8 @@ class Attempt(Struct, frozen=True):
     """All that may be asked: several for a pool."""
     requests: int
     """In the group."""
+    is_packed: bool
+    """Whether they share a conversation: then one row's text may be the reason for a reply that cannot be read."""
     number: int
     """Of the attempts that count, this one included if it counts."""
     is_counted: bool = True
@@ -68,21 +70,28 @@ def decide(error: RowError, attempt: Attempt, limits: RetryLimits, jitter: float
     if (reason := abort_reason(error, attempt, limits)) is not None:
         return RetryDecision(stop_reason=f"{reason}; run again when it is back, it goes on where it stopped")
     if attempt.number >= limits.attempts:
-        return RESOLVE
+        return RetryDecision("split") if attempt.is_packed and error.error_class == "malformed_reply" else RESOLVE
     wait = backoff(error, attempt, limits, jitter)
     # The other members of a pool need not wait.
     return RetryDecision("retry", wait if len(attempt.providers) == 1 else 0.0)
 
 
 def decide_batch_line(
-    error: RowError, provider: str, requests: int, attempts: int, is_too_large: bool, limits: RetryLimits
+    error: RowError,
+    provider: str,
+    requests: int,
+    attempts: int,
+    is_too_large: bool,
+    limits: RetryLimits,
+    is_packed: bool = False,
 ) -> RetryDecision:
     """Decide what follows from a line of a batch without an answer. `is_too_large`: no batch can hold the line."""
     if error.error_class in FATAL_ERROR_CLASSES:
         return _stop(error, provider)
     if error.error_class in TRANSIENT_ERROR_CLASSES and not is_too_large and attempts < limits.attempts:
         return RETRY_AT_ONCE
-    if requests > 1 and (is_too_large or error.error_class in ROW_ERROR_CLASSES):
+    is_unreadable = is_packed and error.error_class == "malformed_reply"
+    if requests > 1 and (is_too_large or is_unreadable or error.error_class in ROW_ERROR_CLASSES):
         # Halving, as in an online run, would take a batch for each halving.
         return RetryDecision("separate")
     return RESOLVE

@@ -62,14 +62,32 @@ def test_each_combination_is_judged_on_the_same_rows(cli: Cli, job: Path, provid
     assert len(provider.seen) == 2 * ROWS
 
 
+@pytest.mark.parametrize("kept", ["pruned", "committed"])
 def test_answers_are_paid_once_and_cost_the_same_when_they_are_reused(
-    cli: Cli, job: Path, provider: ScriptedProvider
+    cli: Cli, job: Path, workspace: Workspace, provider: ScriptedProvider, kept: str
 ) -> None:
+    if kept == "committed":
+        with (workspace.folder / "rowmill.yaml").open("a") as settings:
+            settings.write("keep_answers: committed\n")
     first = combinations(cli, job, "--over", OVER_MODELS, "--expect", "answer=label", "--sample", "20")
     assert len(provider.seen) == 2 * 20
     assert combinations(cli, job, "--over", OVER_MODELS, "--expect", "answer=label", "--sample", "20") == first
     assert len(provider.seen) == 2 * 20
     assert cli.run(job)["requests"] == ROWS - 20
+
+
+def test_each_combination_has_repair_turns_of_its_own_whose_cost_counts_again_when_they_are_reused(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider
+) -> None:
+    provider.script = lambda path, body, count: chat_reply("right" if len(body["messages"]) > 1 else "wrong")
+    workspace.csv(10)
+    job = workspace.job()
+    checks = """steps.answer.check=[["answer = 'right'"], []]"""
+    flags = ("--over", checks, "--over", "steps.answer.repairs=1")
+    first = combinations(cli, job, *flags)
+    assert [one["usd_per_1000"] for one in first] == [0.04, 0.02]
+    assert combinations(cli, job, *flags) == first
+    assert len(provider.seen) == 20
 
 
 def test_the_job_s_tables_do_not_change(cli: Cli, job: Path, workspace: Workspace, read: ReadTable) -> None:

@@ -190,6 +190,22 @@ def test_a_pack_that_is_refused_is_halved_until_the_bad_row_is_found(
     assert sorted(sizes, reverse=True) == [8, 4, 4, 2, 2, 1, 1]
 
 
+def test_rows_of_a_pack_whose_replies_cannot_be_read_are_requested_again_in_smaller_packs(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider, read: ReadTable
+) -> None:
+    def script(path: str, body: Body, count: int) -> Body | web.Response | None:
+        if any(item["content"] == "text 6" for item in items_of(body)):
+            return web.Response(text='{"choices": [{"message": {"content": "{', content_type="application/json")
+        return honest(path, body, count)
+
+    provider.script = script
+    workspace.csv(8)
+    report = cli.run(packed_job(workspace, "{rows: 8}", retry="{attempts: 2, longest_wait: 0.01}"))
+    assert answers(read, workspace) == expected(8)
+    sizes = [len(items_of(body)) or 1 for _, body in provider.seen]
+    assert (report["exit_code"], sorted(sizes, reverse=True)) == (0, [8, 8, 4, 4, 4, 2, 2, 2, 1, 1])
+
+
 @pytest.mark.parametrize("rows", [4, 50], ids=["small packs", "large packs"])
 def test_a_server_that_refuses_every_pack_answers_each_row_alone(
     cli: Cli, workspace: Workspace, provider: ScriptedProvider, read: ReadTable, rows: int

@@ -48,11 +48,11 @@ def test_ids_grow_until_they_differ() -> None:
 
 
 def test_the_message_has_one_json_object_a_line() -> None:
-    texts = [orjson.dumps(text) for text in ("two\nlines", 'a "quote"')]
-    lines = packed_content(["abc", "def"], texts).splitlines()[-2:]
+    contents = ["two\nlines", 'a "quote"', "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"]
+    ids = ["abc", "def", "ghi"]
+    lines = packed_content(ids, [orjson.dumps(text) for text in contents]).splitlines()[-3:]
     assert [json.loads(line) for line in lines] == [
-        {"id": "abc", "content": "two\nlines"},
-        {"id": "def", "content": 'a "quote"'},
+        {"id": each, "content": text} for each, text in zip(ids, contents, strict=True)
     ]
 
 

@@ -42,6 +42,15 @@ def test_quoted_texts_and_mappings_are_one_value() -> None:
     ]
 
 
+def test_quoted_texts_and_mappings_are_separated_by_commas() -> None:
+    assert labels("""a.b="x, y", 'z'""", "a.b={c: 1}, {c: 2}") == [
+        {"a.b": "x, y"},
+        {"a.b": "z"},
+        {"a.b": {"c": 1}},
+        {"a.b": {"c": 2}},
+    ]
+
+
 def test_files_are_texts_that_go_by_their_names(tmp_path: Path) -> None:
     for name in ("b.md", "a.md"):
         (tmp_path / name).write_text(f"Prompt {name}, be brief.\n")

@@ -119,3 +119,48 @@ def test_settings_that_the_file_has_already_make_no_diff(loaded: LoadedJob) -> N
 def job_values(loaded: LoadedJob) -> dict[str, Any]:
     """The values of the job file as it is now."""
     return read_job_file(loaded.path).content.values
+
+
+def test_the_line_ends_of_the_file_stay(loaded: LoadedJob) -> None:
+    file = loaded.path
+    file.write_bytes(JOB.replace("\n", "\r\n").encode())
+    written = load_job(file)
+    promotion = promoted(written, "steps.label.messages.0.system", "You sort mail.\nBe brief.\n")
+    write_promotion(written, promotion)
+    new = JOB.replace("You label tickets.", "You sort mail.")
+    assert file.read_bytes() == new.replace("\n", "\r\n").encode()
+    assert promotion.diff.count("\n+ ") == 1
+
+
+SHARED = JOB.replace("params: {temperature", "params: &low {temperature").replace(
+    "sink:",
+    """\
+  - name: again
+    endpoint: chat
+    provider: local
+    model: gpt-4o  # dear
+    messages: [{user: "{{ label }}"}]
+    params: *low  # as above
+sink:""",
+)
+
+
+@pytest.mark.parametrize(
+    ("key", "changes"),
+    [
+        ("steps.again.params.temperature", {"*low": "{temperature: 1, max_tokens: 20}"}),
+        (
+            "steps.label.params.temperature",
+            {"&low {temperature: 0,": "&low {temperature: 1,", "*low": "{temperature: 0, max_tokens: 20}"},
+        ),
+    ],
+    ids=["alias", "anchor"],
+)
+def test_a_value_that_others_share_by_an_alias_changes_alone(
+    loaded: LoadedJob, key: str, changes: dict[str, str]
+) -> None:
+    loaded.path.write_text(SHARED)
+    expected = SHARED
+    for old, new in changes.items():
+        expected = expected.replace(old, new)
+    assert promoted(load_job(loaded.path), key, 1).new == expected

@@ -27,7 +27,8 @@ def error_of(error_class: Any) -> RowError:
 
 
 def attempt_of(number: int = 1, **changes: Any) -> Attempt:
-    values: dict[str, Any] = {"provider": HEALTHY, "providers": [HEALTHY], "requests": 1, "number": number}
+    values: dict[str, Any] = {"provider": HEALTHY, "providers": [HEALTHY], "requests": 1, "is_packed": False}
+    values["number"] = number
     return Attempt(**{**values, **changes})
 
 
@@ -38,6 +39,12 @@ def test_a_transient_error_is_retried_after_the_back_off(error_class: str) -> No
 
 def test_the_last_attempt_resolves_with_the_error() -> None:
     assert decide(error_of("server"), attempt_of(3), LIMITS, 1.0) == RESOLVE
+
+
+@pytest.mark.parametrize(("number", "action"), [(2, "retry"), (3, "split")])
+def test_a_pack_whose_replies_cannot_be_read_is_halved_after_the_last_attempt(number: int, action: str) -> None:
+    attempt = attempt_of(number, requests=4, is_packed=True)
+    assert decide(error_of("malformed_reply"), attempt, LIMITS, 1.0).action == action
 
 
 @pytest.mark.parametrize("error_class", ["bad_request", "content_filter", "length", "invalid_answer", "input"])
