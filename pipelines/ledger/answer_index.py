@@ -19,10 +19,10 @@ create table {} (id integer primary key, fingerprint blob not null, leg integer 
 MIN_TAIL = 20_000
 """Number of answers from which a small ledger is merged."""
 
-MAX_TAIL = 500_000
-"""Number of answers from which any ledger is merged; a process has 40 bytes of each in memory."""
+MAX_TAIL = 700_000
+"""Number of answers from which any ledger is merged; a process has 20 bytes of each in memory."""
 
-TAIL_SHARE = 10
+TAIL_SHARE = 5
 """In between, a merge is due once the tail is one part in so many of the answers: the larger the index, the more
 entries are needed for each of its pages."""
 
@@ -61,10 +61,11 @@ _DELETE = (
     "delete from answers where id in (select id from temp.deleted)",
 )
 
-_SOURCES = (
-    "(select fingerprint, id from answer_index where fingerprint in ({0}) "
-    "union select fingerprint, id from temp.recent where fingerprint in ({0}))"
-)
+PREFIX_BYTES = 8
+"""Of a fingerprint in the copy of the tail; `select` compares the whole ones of the answers that it finds by them."""
+
+_PREFIX = f"substr({{}}, 1, {PREFIX_BYTES})"
+"""SQL of it."""
 
 
 class AnswerLookup:
@@ -78,7 +79,7 @@ class AnswerLookup:
         self._last = 0
         """Id up to which it has been read."""
         db.execute("pragma temp_store = memory")
-        db.execute("create temp table recent (fingerprint blob primary key, id integer not null) without rowid")
+        db.execute("create temp table recent (prefix blob, id integer, primary key (prefix, id)) without rowid")
 
     def select(self, columns: str, fingerprints: Sequence[bytes]) -> list[tuple[Any, ...]]:
         """Return these columns of the answers `a` and their routes `l`, of those of these requests that have one."""
@@ -89,11 +90,13 @@ class AnswerLookup:
             state = self._read_tail()
             for start in range(0, len(fingerprints), LOOKUP_FINGERPRINTS):
                 chunk = _filled_up(fingerprints[start : start + LOOKUP_FINGERPRINTS])
-                sources = _SOURCES.format(_placeholders(len(chunk)))
+                sought = [f"?{number}" for number in range(1, len(chunk) + 1)]
+                whole, prefixes = ",".join(sought), ",".join(map(_PREFIX.format, sought))
                 rows += self._db.execute(
-                    # Also an entry that belongs to no answer, or to that of another request, finds nothing.
-                    f"select {columns} from {sources} i cross join answers a "
-                    "on a.id = i.id and a.fingerprint = i.fingerprint cross join legs l on l.id = a.leg",
+                    # An entry that belongs to no answer, or to that of another request, finds nothing.
+                    f"select {columns} from (select id from answer_index where fingerprint in ({whole}) "
+                    f"union select id from temp.recent where prefix in ({prefixes})) i cross join answers a "
+                    f"on a.id = i.id and a.fingerprint in ({whole}) cross join legs l on l.id = a.leg",
                     chunk,
                 )
         # After an error the copy is as it was before.
@@ -109,7 +112,7 @@ class AnswerLookup:
             start = 0
         if last > start:
             self._db.execute(
-                "insert or replace into temp.recent select fingerprint, id from answer_tail where id > ? order by id",
+                f"insert into temp.recent select {_PREFIX.format('fingerprint')}, id from answer_tail where id > ?",
                 (start,),
             )
         return first, last
@@ -255,10 +258,6 @@ def _filled_up(fingerprints: Sequence[bytes]) -> Sequence[bytes]:
     """Return as many as the next power of two, the last one repeated: SQLite compiles few statements."""
     missing = (1 << (len(fingerprints) - 1).bit_length()) - len(fingerprints)
     return [*fingerprints, *[fingerprints[-1]] * missing] if missing else fingerprints
-
-
-def _placeholders(count: int) -> str:
-    return ",".join(f"?{number}" for number in range(1, count + 1))
 
 
 def _bounds(db: sqlite3.Connection) -> tuple[int | None, int]:

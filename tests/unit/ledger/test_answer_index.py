@@ -170,6 +170,16 @@ async def test_an_entry_without_its_answer_or_of_another_request_finds_nothing(t
     check(path, [0, 1, 2, 7, 8])
 
 
+async def test_requests_whose_fingerprints_begin_alike_have_their_own_answers(tmp_path: Path) -> None:
+    ledger, route_id = opened(tmp_path / "ledger.sqlite")
+    alike = [bytes(answer_index.PREFIX_BYTES) + number.to_bytes(8, "big") for number in range(3)]
+    for number in (0, 1):
+        await ledger.write_batch([("store_answer", (alike[number], route_id, b"asked", reply(number)))])
+    found = ledger.lookup(alike)
+    assert {key: answer.reply for key, answer in found.items()} == {alike[0]: reply(0), alike[1]: reply(1)}
+    ledger.close()
+
+
 async def test_a_failed_lookup_leaves_the_copy_of_the_tail_as_it_was(tmp_path: Path) -> None:
     ledger, route_id = opened(tmp_path / "ledger.sqlite")
     await store(ledger, route_id, range(3))
