@@ -98,8 +98,7 @@ class ColumnGuess:
         if found["min"] != found["max"] or self._decimals not in (None, found["min"]):
             return False
         self._decimals = found["min"]
-        long = values.filter(pc.greater(pc.binary_length(values), EXACT_DIGITS)).to_pylist()
-        return all(f"{float(text):.{self._decimals}f}" == text for text in long)
+        return all(map(_is_exact, values.filter(pc.greater(pc.binary_length(values), EXACT_DIGITS)).to_pylist()))
 
 
 class JsonGuess:
@@ -192,14 +191,14 @@ def _is_exact(text: str) -> bool:
 
 
 def _is_shortest(text: str) -> bool:
-    """Whether a number is written as the shortest text of its DOUBLE, or is a whole number that a DOUBLE holds."""
+    """Whether a number is written as the shortest text of its DOUBLE, or is a BIGINT that a DOUBLE holds."""
     value = float(text)
     if not math.isfinite(value):
         return False
     if text == repr(value):
         return True
     # Python writes 0.00001 as 1e-05, and 3 as 3.0.
-    is_short = re.fullmatch(f"{_SHORT_DECIMAL}|{_WHOLE}", text) is not None and text != "-0"
+    is_short = re.fullmatch(_SHORT_DECIMAL, text) is not None or _is_bigint(text)
     return is_short and Decimal(text) == Decimal(repr(value))
 
 
