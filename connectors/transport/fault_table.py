@@ -144,7 +144,7 @@ RULES: tuple[FaultRule, ...] = (
             r"\bsafety (system|check|filter|setting|reason|classifier|guideline)",
             r"SAFETY_CHECK",
             r"\bmoderat(ion|ed)\b",
-            r"\b(was|were|been|is|are|got) (potentially |possibly )?flagged\b",
+            r"\b(was|were|been|is|are|got|input|prompt) (potentially |possibly )?flagged\b",
             r"\bflagged (by|for|as)\b",
             r"\b(inappropriate|offensive|harmful|unsafe|sensitive|prohibited|explicit|objectionable|disallowed|nsfw) "
             r"(or \w+ )?(content|words?|text|material|information|topics?|language|images?)\b",

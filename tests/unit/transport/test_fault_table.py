@@ -40,6 +40,7 @@ CONTENT = [
     (400, error("filtered", innererror={"content_filter_result": {}, "code": "ResponsibleAIPolicyViolation"})),
     (403, error('model/y requires moderation on Z. Your input was flagged for "hate".', code=403,
                 metadata={"reasons": ["hate"], "flagged_input": "…"})),
+    (403, error("Input flagged", code=403, metadata={"reasons": ["violence"], "flagged_input": "…"})),
     (403, {"code": "permission-denied", "error": "Content violates usage guidelines. Team: a, API key ID: b. "
            "Failed check: SAFETY_CHECK_TYPE_X"}),
     (400, {"code": "DataInspectionFailed", "message": "Input data may contain inappropriate content."}),
