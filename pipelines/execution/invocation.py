@@ -10,8 +10,9 @@ from msgspec.structs import replace
 
 from connectors.errors import DataError, JobError, RowmillError, Stopped
 from connectors.registry import SINKS
-from connectors.sql import scratch_connection
+from connectors.sql import identifier, scratch_connection
 from connectors.tables.schema_checks import SchemaMismatch
+from connectors.tables.schemas import failure_names
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.overrides import has_other_sink
 from pipelines.dispatch.rescue.rescued_rows import forget_other_ladders, rescued_classes
@@ -20,7 +21,7 @@ from pipelines.execution.budget_checks import check_budget
 from pipelines.execution.run_report import run_report
 from pipelines.ledger.ledger import Ledger
 from pipelines.ledger.projection import append_usage, childless_rows
-from pipelines.ledger.rebuilt_tables import count_committed, rebuild
+from pipelines.ledger.rebuilt_tables import RowCounts, count_committed, rebuild
 from pipelines.maintenance.retention import drop_committed
 from pipelines.monitoring.json_log import print_problem
 from pipelines.preparation.job_warnings import job_warnings
@@ -228,7 +229,7 @@ def _finish_run(
     report = run_report(ready.job.name, run.run_id, ended, ready.sink.tables())
     report = replace(report, audits=audits, has_packs=has_packs, control=ended.control)
     if ready.shape.child_index is not None:
-        report = replace(report, rows_out=_count_results(ready) if ready.sink.exists() else None)
+        report = replace(report, rows_out=_count_rows(ready).results if ready.sink.exists() else None)
     try:
         end_invocation(ledger, run.run_id, report)
     except RowmillError:
@@ -297,10 +298,11 @@ def prepare_sink(ready: PreparedJob, ledger: Ledger, change: SchemaChange | None
     return fresh
 
 
-def rebuild_tables(loaded: LoadedJob, leave_out: bool = False) -> tuple[int, int, Mapping[str, str]]:
-    """Write results and errors again from the ledger; return (rows in results, rows fewer than before, tables).
+def rebuild_tables(loaded: LoadedJob, leave_out: bool = False) -> tuple[RowCounts, RowCounts, Mapping[str, str]]:
+    """Write results and errors again from the ledger; return (rows written, rows fewer than before, tables).
 
-    Raises DataError and changes nothing if rows would be lost because their answers were pruned, unless `leave_out`.
+    Raises DataError and changes nothing if rows would be lost because their answers, or the record of their failure,
+    were pruned, unless `leave_out`.
     """
     workspace = loaded.workspace
     with (
@@ -310,37 +312,50 @@ def rebuild_tables(loaded: LoadedJob, leave_out: bool = False) -> tuple[int, int
     ):
         has_sink = ready.sink.exists()
         before = (
-            _count_results(ready)
+            _count_rows(ready)
             if has_sink
             else count_committed(ledger, ready.job.name, ready.sink_name, ready.shape, ready.scratch)
         )
         # Without tables there is nothing to lose.
-        rows = _rebuild_from_ledger(ready, ledger, 0 if leave_out or not has_sink else before)
+        rows = _rebuild_from_ledger(ready, ledger, None if leave_out or not has_sink else before)
         append_usage(ledger, ready.sink, ready.job.name)
-        return rows, max(0, before - rows), ready.sink.tables()
+        fewer = RowCounts(max(0, before.results - rows.results), max(0, before.errors - rows.errors))
+        return rows, fewer, ready.sink.tables()
 
 
-def _count_results(ready: PreparedJob) -> int:
+def _count_rows(ready: PreparedJob) -> RowCounts:
+    """Count the rows of the tables, without the errors of rejected lines, which only the source has."""
     with scratch_connection(ready.scratch) as db:
         ready.sink.attach(db)
-        ((rows,),) = db.execute(f"select count(*) from {ready.sink.results_sql()}").fetchall()
+        ((results,),) = db.execute(f"select count(*) from {ready.sink.results_sql()}").fetchall()
+        step = identifier(failure_names(ready.shape.key)["step"])
+        ((errors,),) = db.execute(f"select count({step}) from {ready.sink.errors_sql()}").fetchall()
         ready.sink.detach(db)
-    return int(rows)
+    return RowCounts(int(results), int(errors))
 
 
-def _rebuild_from_ledger(ready: PreparedJob, ledger: Ledger, min_rows: int = 0) -> int:
+def _rebuild_from_ledger(ready: PreparedJob, ledger: Ledger, at_least: RowCounts | None = None) -> RowCounts:
     ready.sink.prepare(fresh=True)
     endpoints = [step.endpoint for step in ready.stored_steps]
     rows = rebuild(ledger, ready.sink, ready.job.name, ready.sink_name, ready.shape, endpoints, ready.scratch)
-    if rows < min_rows:
+    remedy = "nothing was changed: leave the table as it is, or add --leave-out"
+    at_least = at_least or RowCounts()
+    if rows.results < at_least.results:
         refused = schema_refusal(ready)
         if refused is not None:
             raise refused
         raise DataError(
             ready.sink_name,
-            f"{min_rows - rows:,} of {min_rows:,} rows cannot be written again, since their answers are no longer "
-            "in the ledger, or were given when the job was declared otherwise",
-            "nothing was changed: leave the table as it is, or add --leave-out",
+            f"{at_least.results - rows.results:,} of {at_least.results:,} rows cannot be written again, since their "
+            "answers are no longer in the ledger, or were given when the job was declared otherwise",
+            remedy,
+        )
+    if rows.errors < at_least.errors:
+        raise DataError(
+            ready.sink_name,
+            f"{at_least.errors - rows.errors:,} of {at_least.errors:,} errors cannot be written again, since their "
+            "record was pruned from the ledger; without it the next run asks for these rows again",
+            remedy,
         )
     ready.sink.finish()
     return rows

@@ -9,6 +9,7 @@ import duckdb
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
+from msgspec import Struct
 
 from connectors.contracts import Commit, Endpoint, Sink, TableShape
 from connectors.records import RowError, Values
@@ -23,6 +24,13 @@ COMPARED_ENTRIES = 250_000
 """About so many are compared at a time: DuckDB needs the memory of all of them."""
 
 
+class RowCounts(Struct, frozen=True):
+    """Rows of results, and rows of errors that have a key."""
+
+    results: int = 0
+    errors: int = 0
+
+
 class NewestRows:
     """The rows of a job's commits that no later commit has replaced. They are on disk, however many they are."""
 
@@ -34,10 +42,11 @@ class NewestRows:
         """Return the commits that have any, oldest first."""
         return [commit for (commit,) in self._db.execute("select distinct commit from newest order by 1").fetchall()]
 
-    def count(self) -> int:
-        """Return how many of them are results."""
-        ((count,),) = self._db.execute("select count(*) from newest where not is_error").fetchall()
-        return int(count)
+    def counts(self) -> RowCounts:
+        """Return how many of them are results, and how many are errors."""
+        query = "select count(*) filter (not is_error), count(*) filter (is_error) from newest"
+        ((results, errors),) = self._db.execute(query).fetchall()
+        return RowCounts(int(results), int(errors))
 
     def places(self, commit: int) -> tuple[pa.Array, pa.Array]:
         """Return the places of those of a commit in its results and in its errors, int64."""
@@ -119,13 +128,13 @@ def rebuild(
     shape: TableShape,
     steps: Sequence[Endpoint],
     scratch: Path,
-) -> int:
-    """Commit results and errors again from the ledger, the newest state of each key; return the number of result rows.
+) -> RowCounts:
+    """Commit results and errors again from the ledger, the newest state of each key; return what was committed.
 
     Call it between `sink.prepare(fresh=True)` and `sink.finish()`. Rows whose answers were pruned, or whose steps had
     other outputs, are left out: the next run sends requests for them. `scratch`: see newest_rows.
     """
-    count = 0
+    result_count = error_count = 0
     with newest_rows(ledger, job, sink_name, shape, scratch) as newest:
         for part, commit in enumerate(newest.commits()):
             ((rows_blob, errors_blob),) = ledger.query("select rows, errors from commits where id = ?", (commit,))
@@ -138,14 +147,15 @@ def rebuild(
                 errors = failed.select([name for name in failed.column_names if name != ANSWERS]).cast(shape.errors)
             name = f"{ledger.identity}-{ledger.writer:06d}-again-{part:06d}"
             sink.commit(Commit(results, {}, errors, shape.results.empty_table().select(shape.source_key)), name)
-            count += results.num_rows
-    return count
+            result_count += results.num_rows
+            error_count += errors.num_rows
+    return RowCounts(result_count, error_count)
 
 
-def count_committed(ledger: Ledger, job: str, sink_name: str, shape: TableShape, scratch: Path) -> int:
-    """Count the result rows that `rebuild` writes if the ledger has all their answers."""
+def count_committed(ledger: Ledger, job: str, sink_name: str, shape: TableShape, scratch: Path) -> RowCounts:
+    """Count the rows that `rebuild` writes if the ledger has all their answers."""
     with newest_rows(ledger, job, sink_name, shape, scratch) as newest:
-        return newest.count()
+        return newest.counts()
 
 
 def answers_of_failed_rows(

@@ -79,6 +79,28 @@ def test_after_a_prune_rows_and_usage_stay_and_rebuild_refuses_to_lose_rows(
     assert cli.run(job)["requests"] == 5
 
 
+def test_after_a_prune_rebuild_refuses_to_lose_errors(workspace: Any, provider: Any, cli: Any, read: Read) -> None:
+    from tests.conftest import chat_reply
+
+    provider.script = lambda path, body, count: chat_reply("", finish="length")
+    workspace.csv(3)
+    job = workspace.job()
+    assert cli.run(job)["rows_failed"] == 3
+    assert ledger(cli, workspace, "prune", "--job", "job") == 0
+    assert cli("rebuild", job) == 2
+    assert "3 of 3 errors cannot be written again, since their record was pruned from the ledger" in cli.err
+    assert len(read(workspace.folder / "out", "errors")) == 3
+    assert cli.run(job)["requests"] == 0
+    assert cli("rebuild", job, "--leave-out") == 0
+    assert cli.out.splitlines()[:2] == [
+        "wrote 0 rows again; nothing was sent",
+        f"left out 3 errors whose record was pruned: rowmill run {job} asks for these rows again",
+    ]
+    shutil.rmtree(workspace.folder / "out")
+    assert cli("rebuild", job) == 0
+    assert "the ledger has no record of the job's rows" in cli.out
+
+
 def test_a_rebuild_of_lost_tables_counts_the_rows_whose_answers_are_gone(
     workspace: Any, provider: Any, cli: Any, read: Read
 ) -> None:

@@ -19,7 +19,7 @@ from pipelines.ledger.projection import (
     encode_rows,
     encode_table,
 )
-from pipelines.ledger.rebuilt_tables import newest_rows, rebuild
+from pipelines.ledger.rebuilt_tables import RowCounts, newest_rows, rebuild
 
 RESULTS = pa.schema([("id", pa.int64()), ("text", pa.string()), ("label", pa.string())])
 ERRORS = pa.schema([("id", pa.int64()), ("message", pa.string())])
@@ -73,7 +73,7 @@ async def test_rebuilt_tables_have_the_newest_state_of_each_key(tmp_path: Path) 
     first = table(RESULTS, (1, "one", "old"), (3, "three", "pruned"))
     add_commit(ledger, first, [[old], [pruned]], table(ERRORS, (2, "no"), (4, "no")))
     add_commit(ledger, table(RESULTS, (1, "ONE", "new"), (2, "two", "good")), [[new], [good]], ERRORS.empty_table())
-    count = rebuild(ledger, cast("Sink", sink), "job", "sink", SHAPE, [cast("Endpoint", LabelStep())], tmp_path)
+    counts = rebuild(ledger, cast("Sink", sink), "job", "sink", SHAPE, [cast("Endpoint", LabelStep())], tmp_path)
     ledger.close()
     results, errors = sink.rows()
     # Key 3 is left out because its answer is missing.
@@ -81,7 +81,7 @@ async def test_rebuilt_tables_have_the_newest_state_of_each_key(tmp_path: Path) 
         {"id": 1, "text": "ONE", "label": "new"}, {"id": 2, "text": "two", "label": "good"},
     ]  # fmt: skip
     assert errors == [{"id": 4, "message": "no"}]
-    assert count == 2
+    assert counts == RowCounts(2, 1)
 
 
 PIECES = pa.schema([("id", pa.int64()), ("piece_index", pa.int64()), ("label", pa.string())])
@@ -169,7 +169,7 @@ def check_newest_rows(ledger: Ledger, job: str, scratch: Path) -> None:
         expected = [{}, errors] if only_errors else [results, errors]
         with newest_rows(ledger, job, "sink", NUMBERS, scratch, only_errors) as newest:
             found = [(commit, [places.to_pylist() for places in newest.places(commit)]) for commit in newest.commits()]
-            assert newest.count() == sum(len(places) for _, places in expected[0].values())
+            assert newest.counts() == RowCounts(*(sum(len(places) for _, places in each.values()) for each in expected))
         assert found == [
             (
                 commit,
