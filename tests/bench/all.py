@@ -6,7 +6,8 @@
 
 chat        rows/s of a bare aiohttp loop, the official SDK and Rowmill; a server that answers at once; 10,000 rows
 chat-100000 the same, 100,000 rows
-latency     100,000 rows, a server that takes 200 ms; 200 and 500 in flight; share of concurrency / latency, cores used
+latency     100,000 rows; 200 and 500 in flight at 200 ms, 2,000 at 1 s; share of concurrency / latency, cores used,
+            the median wait of a request for the ledger
 embeddings  100,000 texts, 1,536 float32, 64 a request
 disk        a gigabyte of vectors written as a part, next to as many plain bytes
 packed      20 rows in a request next to one; 100,000 rows of a server that gets packs wrong
@@ -14,7 +15,7 @@ checked     100,000 rows with two checks of each answer, next to none
 pieces      vectors of the pieces of rows, 20 a row, next to a bare loop over as many rows
 watched     1,000 requests/s with `rowmill watch` and two open pages, next to none
 typed       ten nested fields, next to plain text
-memory      the largest resident set of runs of many kinds
+memory      the largest resident set of runs of many kinds (extra `rowmill[media]`)
 ledger      a million answers: bytes written for each byte kept, CPU ms an answer, slowest write; a disk at TMPDIR
 million     a million rows: plan, resume at 90 %, a run with nothing to do, the ledger
 split       texts in pieces of 400 tokens with an overlap of 40, next to one count of their tokens; MB a CPU second
@@ -32,13 +33,13 @@ import tempfile
 import threading
 import time
 import wave
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from answering_server import ITEM_CHARACTERS
@@ -91,17 +92,32 @@ def chat_100000(size: Size) -> Lines:
 
 
 def latency(size: Size) -> Lines:
-    lines = [["in flight", "client", "rows/s", "of concurrency / latency", "cores", "peak MB"]]
-    for concurrency in (200, 500):
+    lines = [["in flight", "ms", "client", "rows/s", "of concurrency / latency", "cores", "peak MB", "waits, ms"]]
+    for concurrency, latency_ms in ((200, 200), (500, 200), (2000, 1000)):
         clients = {"bare": 1, "rowmill": 1}
-        found = compared("chat", size.of(100_000), clients, latency_ms=200, concurrency=concurrency)
+        found = compared("chat", size.of(100_000), clients, latency_ms, concurrency)
+        waits = {"rowmill": f"{ledger_wait(size.of(30_000), latency_ms, concurrency):.1f}"}
         for client, runs in found.items():
             one = median(runs)
-            used, share = one.cpu_seconds / one.seconds, one.rate / (concurrency * 5)
+            used, share = one.cpu_seconds / one.seconds, one.rate / (concurrency * 1000 / latency_ms)
             lines.append(
-                [str(concurrency), client, f"{one.rate:,.0f}", f"{share:.1%}", f"{used:.2f}", f"{one.peak_mb:.0f}"]
-            )
+                [
+                    str(concurrency), str(latency_ms), client, f"{one.rate:,.0f}", f"{share:.1%}", f"{used:.2f}",
+                    f"{one.peak_mb:.0f}", waits.get(client, ""),
+                ]
+            )  # fmt: skip
     return lines
+
+
+def ledger_wait(rows: int, latency_ms: int, concurrency: int) -> float:
+    """Median of the milliseconds that a request waits for the ledger, before it is sent or after its reply."""
+    with serving(latency_ms) as port, tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_input(folder / "input.parquet", rows, 200)
+        job = str(write_job(folder, "chat", port, concurrency))
+        command = [sys.executable, str(HERE / "ledger_waits.py"), "run", job, "--quiet"]
+        printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return float(printed)
 
 
 def embeddings(size: Size) -> Lines:
@@ -112,16 +128,18 @@ def disk(size: Size) -> Lines:
     from connectors.tables.parquet_parts import PartWriter
 
     dimensions, rows = 1536, 4096
-    numbers = np.random.default_rng(1).random(rows * dimensions, dtype=np.float32)
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(numbers), dimensions)
+    chosen = random.Random(1)
+    numbers = array("f", (chosen.random() for _ in range(rows * dimensions))).tobytes()
+    values = pa.Array.from_buffers(pa.float32(), rows * dimensions, [None, pa.py_buffer(numbers)])
+    vectors = pa.FixedSizeListArray.from_arrays(values, dimensions)
     table = pa.table([pa.array(range(rows), pa.int64()), vectors], names=["id", "vector"])
     blocks = size.of(40)
-    nbytes = blocks * numbers.nbytes
+    nbytes = blocks * len(numbers)
 
     def raw(path: Path) -> None:
         with path.open("wb") as file:
             for _ in range(blocks):
-                file.write(numbers.tobytes())
+                file.write(numbers)
 
     def part(path: Path) -> None:
         with PartWriter(path, table.schema) as writer:
@@ -343,14 +361,14 @@ def large_row(steps: str, children: int) -> list[str]:
 
 def write_recordings(folder: Path, rows: int) -> None:
     """As many recordings of a minute, all different, named by the input's column."""
-    dice = np.random.default_rng(1)
+    chosen = random.Random(1)
     names = [f"{number}.wav" for number in range(rows)]
     for name in names:
         with wave.open(str(folder / name), "wb") as file:
             file.setnchannels(1)
             file.setsampwidth(2)
             file.setframerate(16_000)
-            file.writeframes(dice.integers(-9000, 9000, 960_000, dtype=np.int16).tobytes())
+            file.writeframes(chosen.randbytes(1_920_000))
     pq.write_table(pa.table({"id": range(rows), "text": names}), folder / "input.parquet")
 
 

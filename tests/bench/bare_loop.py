@@ -9,9 +9,9 @@ import asyncio
 import base64
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import aiohttp
-import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,17 +39,18 @@ def embedding_bodies(source: str) -> Iterator[tuple[list[int], bytes]]:
 
 
 async def main(kind: str, url: str, source: str, target: str, concurrency: int) -> None:
-    vectors = kind == "embeddings"
-    bodies = embedding_bodies(source) if vectors else chat_bodies(source)
-    answer = pa.list_(pa.float32(), DIMENSIONS) if vectors else pa.string()
+    is_embedding = kind == "embeddings"
+    bodies = embedding_bodies(source) if is_embedding else chat_bodies(source)
+    answer = pa.list_(pa.float32(), DIMENSIONS) if is_embedding else pa.string()
     schema = pa.schema([("id", pa.int64()), ("answer", answer), ("tokens", pa.int64())])
-    rows: list[tuple[list[int], object, int]] = []
+    rows: list[tuple[list[int], Any, int]] = []
     with pq.ParquetWriter(target, schema, compression="zstd", use_dictionary=False) as writer:
 
         def write() -> None:
             keys = [key for some, _, _ in rows for key in some]
-            if vectors:
-                numbers = pa.array(np.concatenate([numbers for _, numbers, _ in rows]))  # type: ignore[arg-type]
+            if is_embedding:
+                raw = b"".join(vectors for _, vectors, _ in rows)
+                numbers = pa.Array.from_buffers(pa.float32(), len(raw) // 4, [None, pa.py_buffer(raw)])
                 answers: pa.Array = pa.FixedSizeListArray.from_arrays(numbers, DIMENSIONS)
             else:
                 answers = pa.array([text for _, text, _ in rows], pa.string())
@@ -65,12 +66,12 @@ async def main(kind: str, url: str, source: str, target: str, concurrency: int) 
                 for keys, body in bodies:
                     async with session.post(url, data=body, headers={"Content-Type": "application/json"}) as response:
                         reply = orjson.loads(await response.read())
-                    if vectors:
+                    if is_embedding:
                         raw = b"".join(base64.b64decode(entry["embedding"]) for entry in reply["data"])
-                        rows.append((keys, np.frombuffer(raw, dtype="<f4"), reply["usage"]["prompt_tokens"]))
+                        rows.append((keys, raw, reply["usage"]["prompt_tokens"]))
                     else:
                         rows.append((keys, reply["choices"][0]["message"]["content"], reply["usage"]["total_tokens"]))
-                    if len(rows) >= (16 if vectors else 10_000):
+                    if len(rows) >= (16 if is_embedding else 10_000):
                         write()
 
             await asyncio.gather(*(work() for _ in range(concurrency)))
