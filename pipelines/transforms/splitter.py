@@ -49,9 +49,11 @@ _CLOSING = r"[\p{SB=Close}.!?]"
 _ENDS = {
     _Level.PARAGRAPH: regex.compile(rf"(?:{_LINE_END}[^\S\n\r\v\f\x85\u2028\u2029]*+{_LINE_END}|[\f\u2029])\s*+"),
     # After Unicode Standard Annex 29. A full stop ends no sentence before a small letter, nor after an initial.
-    # Without white space after it, only a mark of a script without spaces ends one.
+    # Without white space after it, only a mark of a script without spaces ends one. A row of marks is tried from its
+    # first one only: from each of them, a row of 100,000 full stops would take 10 s.
     _Level.SENTENCE: regex.compile(
-        rf"[!?]{_CLOSING}*+\s++|(?<!\b\p{{Lu}})\.{_CLOSING}*+\s++(?!\p{{Ll}})"
+        rf"(?:\G|(?<!{_CLOSING}))(?:[\p{{SB=Close}}.]*+[!?]{_CLOSING}*+\s++"
+        rf"|(?:[\p{{SB=Close}}]++\.|(?<!\b\p{{Lu}})\.|\.[\p{{SB=Close}}]*+\.){_CLOSING}*+\s++(?!\p{{Ll}}))"
         rf"|[\p{{SB=STerm}}\uFF0E--[!?]]{_CLOSING}*+\s*+",
         regex.V1,
     ),

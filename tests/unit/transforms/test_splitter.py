@@ -89,7 +89,9 @@ def test_a_word_that_fits_alone_goes_before_repeated_text() -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", ["x", "字", "é" + "\u0301" * 30, "🇩🇪", " ", "\n", "a.", "\u0301"], ids=lambda unit: ascii(unit)[:12]
+    "unit",
+    ["x", "字", "é" + "\u0301" * 30, "🇩🇪", " ", "\n", "a.", ".", "!.)", "\u0301"],
+    ids=lambda unit: ascii(unit)[:12],
 )
 def test_the_work_grows_with_the_text_even_if_it_is_one_word_of_100_000_characters(unit: str) -> None:
     text = unit * (100_000 // len(unit))
