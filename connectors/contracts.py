@@ -241,7 +241,7 @@ class SourceContext(Struct, frozen=True):
     known_types: Mapping[str, str] = field(default_factory=dict)
     """Column -> SQL type in the sink's results, which a column of text keeps."""
     columns_file: Path | None = None
-    """A file in which a source without a schema remembers its columns for runs without rows."""
+    """A file with the columns of the source, for when it has no rows and no header, and for `rebuild`."""
 
 
 class SourceColumn(Struct, frozen=True):

@@ -21,7 +21,7 @@ from connectors.errors import DataError, FieldError, JobError, did_you_mean
 from connectors.sources.csv_records import CsvFormat, CsvRecord, RejectedLine, read_records
 from connectors.sources.guessed_types import ColumnGuess, text_column
 from connectors.sources.hive_columns import FilesModel, hive_columns, hive_values, value_of_file_number
-from connectors.sources.saved_columns import empty_source, no_bytes_warning, save_columns
+from connectors.sources.saved_columns import empty_source, no_bytes_warning
 from connectors.sql import identifier, identifier_list, literal_list, literal_path
 from connectors.storage.compressed_files import compressed_suffix, file_kind, open_file
 from connectors.storage.input_files import (
@@ -118,7 +118,6 @@ class CsvSource(FilesModel):
         if rejected and self.rejects == "fail":
             raise _rejected_lines(rejected)
         columns = self._columns(connection, texts, [copies.urls.get(file, file) for file in files], facts)
-        save_columns(facts.columns_file, columns)
         has_several = len(files) > 1
         return OpenedSource(
             relation,

@@ -23,7 +23,7 @@ from connectors.sources.json_numbers import (
     odd_numbers,
     write_exact_lines,
 )
-from connectors.sources.saved_columns import empty_source, no_bytes_warning, save_columns
+from connectors.sources.saved_columns import empty_source, no_bytes_warning
 from connectors.sql import first_line, identifier, literal, literal_list, literal_path
 from connectors.storage.compressed_files import compressed_suffix, file_kind, open_file
 from connectors.storage.input_files import (
@@ -119,7 +119,6 @@ class JsonlSource(FilesModel):
             values = hive_values([copies.urls.get(file, file) for file in origins], facts.workspace, columns)
             text = {name: value_of_file_number(FILE_NUMBER, found) for name, found in values.items()}
             columns.update(hive_columns(values, text, facts.known_types))
-        save_columns(facts.columns_file, columns)
         return OpenedSource(table.relation, columns, warnings=warnings, has_empty_files=bool(empty))
 
 

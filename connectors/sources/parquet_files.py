@@ -10,7 +10,7 @@ from connectors.contracts import Columns, OpenedSource, SourceColumn, SourceCont
 from connectors.errors import DataError
 from connectors.sources.delta_files import check_no_delta_table, live_files
 from connectors.sources.hive_columns import FilesModel, hive_columns, hive_values, value_of_file_name
-from connectors.sources.saved_columns import empty_source, no_bytes_warning, save_columns
+from connectors.sources.saved_columns import empty_source, no_bytes_warning
 from connectors.sql import first_line, identifier, literal, literal_list, literal_path
 from connectors.storage.input_files import input_files, input_folders, input_objects, other_files_warning
 
@@ -56,7 +56,6 @@ class ParquetSource(FilesModel):
         if not files:
             return empty_source(Path([*empty, str(self.parquet)][0]), facts.columns_file, warnings)
         relation, columns = self._columns(connection, files, facts)
-        save_columns(facts.columns_file, columns)
         nbytes = sum(one.size for one in objects)
         return OpenedSource(relation, columns, urls=urls, nbytes=nbytes, warnings=warnings, has_empty_files=bool(empty))
 

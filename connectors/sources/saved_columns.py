@@ -1,4 +1,4 @@
-"""Saved columns: those of the last run that saw a row, for a source that has no rows and no header."""
+"""Saved columns: those of the source when it was opened last, for when it has no rows and no header, or is not read."""
 
 import errno
 import os
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import orjson
+from msgspec.structs import replace
 
 from connectors.contracts import OpenedSource, SourceColumn
 from connectors.errors import DataError
@@ -13,7 +14,7 @@ from connectors.sql import identifier
 
 
 def save_columns(file: Path | None, columns: Mapping[str, SourceColumn]) -> None:
-    """Save the columns for a run whose files have no bytes; not in a folder that cannot be written."""
+    """Save the columns for a run whose files have no bytes and for a rebuild; not in a folder that is read-only."""
     if file is None:
         return
     kinds = {name: column.kind for name, column in columns.items()}
@@ -32,11 +33,19 @@ def save_columns(file: Path | None, columns: Mapping[str, SourceColumn]) -> None
 
 def empty_source(first: Path, file: Path | None, warnings: tuple[str, ...]) -> OpenedSource:
     """Return a source without rows that has the saved columns; DataError if there are none. `first`: its first file."""
+    found = saved_source(file)
+    if found is None:
+        raise DataError(first, "has no rows, so its columns are unknown", "run again when it has some")
+    return replace(found, warnings=warnings)
+
+
+def saved_source(file: Path | None) -> OpenedSource | None:
+    """Return a source without rows that has the saved columns, whatever has become of the source; None without any."""
     kinds = _saved_kinds(file)
     if not kinds:
-        raise DataError(first, "has no rows, so its columns are unknown", "run again when it has some")
+        return None
     columns = ", ".join(f"cast(null as {kind}) as {identifier(name)}" for name, kind in kinds.items())
-    return OpenedSource(f"(select {columns} where false)", warnings=warnings, has_empty_files=True)
+    return OpenedSource(f"(select {columns} where false)", has_empty_files=True)
 
 
 def no_bytes_warning(file: str) -> str:
@@ -45,7 +54,7 @@ def no_bytes_warning(file: str) -> str:
 
 
 def _saved_kinds(file: Path | None) -> dict[str, str]:
-    """Return the columns when the source last had a row; none if unknown."""
+    """Return the columns that the source had last; none if unknown."""
     try:
         kinds = orjson.loads(file.read_bytes()) if file is not None else {}
     except (FileNotFoundError, orjson.JSONDecodeError):

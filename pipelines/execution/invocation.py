@@ -308,7 +308,7 @@ def rebuild_tables(loaded: LoadedJob, leave_out: bool = False) -> tuple[RowCount
     with (
         _locked(loaded),
         open_workspace_ledger(workspace) as ledger,
-        prepare_job(loaded, ledger, sink_types=sink_types) as ready,
+        _prepare_rebuild(loaded, ledger) as ready,
     ):
         has_sink = ready.sink.exists()
         before = (
@@ -321,6 +321,17 @@ def rebuild_tables(loaded: LoadedJob, leave_out: bool = False) -> tuple[RowCount
         append_usage(ledger, ready.sink, ready.job.name)
         fewer = RowCounts(max(0, before.results - rows.results), max(0, before.errors - rows.errors))
         return rows, fewer, ready.sink.tables()
+
+
+@contextlib.contextmanager
+def _prepare_rebuild(loaded: LoadedJob, ledger: Ledger) -> Iterator[PreparedJob]:
+    """Prepare a job without its source; with it if its columns were not saved, or do not fit the job any more."""
+    with contextlib.ExitStack() as closing:
+        try:
+            ready = closing.enter_context(prepare_job(loaded, ledger, sink_types=sink_types, reads_source=False))
+        except (JobError, DataError):
+            ready = closing.enter_context(prepare_job(loaded, ledger, sink_types=sink_types))
+        yield ready
 
 
 def _count_rows(ready: PreparedJob) -> RowCounts:

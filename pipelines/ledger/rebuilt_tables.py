@@ -131,8 +131,9 @@ def rebuild(
 ) -> RowCounts:
     """Commit results and errors again from the ledger, the newest state of each key; return what was committed.
 
-    Call it between `sink.prepare(fresh=True)` and `sink.finish()`. Rows whose answers were pruned, or whose steps had
-    other outputs, are left out: the next run sends requests for them. `scratch`: see newest_rows.
+    Call it between `sink.prepare(fresh=True)` and `sink.finish()`. Rows whose answers were pruned, whose steps had
+    other outputs, or whose values do not fit the present types, are left out: the next run sends requests for them.
+    `scratch`: see newest_rows.
     """
     result_count = error_count = 0
     with newest_rows(ledger, job, sink_name, shape, scratch) as newest:
@@ -144,7 +145,8 @@ def rebuild(
                 results = _decoded(ledger, decode_table(rows_blob).take(result_rows), shape, steps)
             if len(error_rows):
                 failed = decode_table(errors_blob).take(error_rows)
-                errors = failed.select([name for name in failed.column_names if name != ANSWERS]).cast(shape.errors)
+                errors = failed.select([name for name in failed.column_names if name != ANSWERS])
+                errors = errors.take(pa.array(_fitting_rows(errors, shape.errors), pa.int64())).cast(shape.errors)
             name = f"{ledger.identity}-{ledger.writer:06d}-again-{part:06d}"
             sink.commit(Commit(results, {}, errors, shape.results.empty_table().select(shape.source_key)), name)
             result_count += results.num_rows
@@ -189,12 +191,14 @@ def _decoded(ledger: Ledger, rows: pa.Table, shape: TableShape, steps: Sequence[
     stored = ledger.lookup(sorted({one for row in fingerprints for one in row if one is not None}))
     outputs: list[list[Values | None]] = []
     complete: list[int] = []
+    kept = rows.select([name for name in rows.column_names if name in shape.results.names])
+    fitting = frozenset(_fitting_rows(kept, pa.schema([shape.results.field(name) for name in kept.column_names])))
     for row, of_row in enumerate(fingerprints):
         values = [
             None if one is None else _values(stored.get(one), step) for one, step in zip(of_row, steps, strict=True)
         ]
         outputs.append([None if isinstance(value, RowError) else value for value in values])
-        if not any(isinstance(value, RowError) for value in values):
+        if row in fitting and not any(isinstance(value, RowError) for value in values):
             complete.append(row)
     if shape.child_index is not None:
         complete = _of_whole_source_rows(rows.select(shape.source_key), complete)
@@ -207,6 +211,19 @@ def _decoded(ledger: Ledger, rows: pa.Table, shape: TableShape, steps: Sequence[
         for column, array in zip(step.fields, step.arrays([row[place] for row in outputs]), strict=True):
             table = table.append_column(column, array)
     return table.select(shape.results.names).cast(shape.results)
+
+
+def _fitting_rows(rows: pa.Table, schema: pa.Schema, first: int = 0) -> Sequence[int]:
+    """Return the places of the rows whose values the present types can have, found by bisection."""
+    try:
+        rows.cast(schema)
+    except pa.ArrowException:
+        if rows.num_rows <= 1:
+            return ()
+        middle = rows.num_rows // 2
+        before = _fitting_rows(rows.slice(0, middle), schema, first)
+        return (*before, *_fitting_rows(rows.slice(middle), schema, first + middle))
+    return range(first, first + rows.num_rows)
 
 
 def _of_whole_source_rows(source_keys: pa.Table, rows: Sequence[int]) -> list[int]:

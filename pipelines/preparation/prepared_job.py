@@ -18,6 +18,7 @@ from connectors.errors import DataError, JobError, KeyPath
 from connectors.media.media_reader import MediaReader
 from connectors.media.url_fetcher import WebAccess
 from connectors.registry import StepConfig
+from connectors.sources.saved_columns import saved_source
 from connectors.sql import scratch_connection
 from connectors.tables.schemas import errors_schema, results_schema
 from connectors.transport.access.certificates import tls_context
@@ -218,6 +219,7 @@ def prepare_job(
     sink_types: Callable[[PreparedJob], Mapping[str, str]] = no_sink_types,
     reinfer_types: bool = False,
     keeps_rungs: bool = True,
+    reads_source: bool = True,
 ) -> Iterator[PreparedJob]:
     """Open the source, settle its types, build steps and sink, and select rows; nothing is sent.
 
@@ -230,6 +232,7 @@ def prepare_job(
         sink_types: column -> SQL type in the sink; the source takes these types as far as its values allow.
         reinfer_types: take them only for columns without any value.
         keeps_rungs: with `sink_types`, a rung's column in the sink stays although its step has no `rescue` any more.
+        reads_source: false: take the columns that it had when it was opened last, and no row, if these are known.
 
     Raises:
         JobError: the job file does not fit its source, workspace or sink.
@@ -241,7 +244,7 @@ def prepare_job(
         scratch_folder(loaded.workspace.state) as scratch,
         contextlib.ExitStack() as closing,
     ):
-        reader = closing.enter_context(_open_source(loaded, scratch, {}, {}))
+        reader = closing.enter_context(_open_source(loaded, scratch, {}, {}, reads_source))
         inputs = Inputs(loaded, _providers(loaded, local_url), scratch, exact_tokens, closing)
         ready = _assemble(inputs, reader, ledger)
         if loaded.job.sink.columns == "all" and (there := sink_columns(ready)):
@@ -256,7 +259,8 @@ def prepare_job(
             ready = _assemble(inputs, reader, ledger)
         if types:
             reader.close()
-            reader = closing.enter_context(_open_source(loaded, scratch, {} if reinfer_types else types, types))
+            value_types = {} if reinfer_types else types
+            reader = closing.enter_context(_open_source(loaded, scratch, value_types, types, reads_source))
             ready = _assemble(inputs, reader, ledger)
         yield ready
 
@@ -301,14 +305,19 @@ def with_learned_facts(ready: PreparedJob, ledger: ReadableLedger) -> PreparedJo
 
 
 def _open_source(
-    loaded: LoadedJob, scratch: Path, value_types: Mapping[str, str], null_types: Mapping[str, str]
+    loaded: LoadedJob,
+    scratch: Path,
+    value_types: Mapping[str, str],
+    null_types: Mapping[str, str],
+    reads_source: bool,
 ) -> SourceReader:
     """`value_types`: types of the sink for values that several types fit; `null_types`: for columns without values."""
     workspace, job = loaded.workspace, loaded.job
-    jobs = sinks_by_job(loaded) if job.needed_jobs else {}
     columns_file = workspace.state / "columns" / f"{job.name}.json"
+    saved = None if reads_source else saved_source(columns_file)
+    jobs = sinks_by_job(loaded) if job.needed_jobs and saved is None else {}
     context = SourceContext(workspace.folder, workspace.roots, scratch, jobs, value_types, columns_file)
-    return SourceReader(job.source, context, null_types)
+    return SourceReader(job.source, context, null_types, saved)
 
 
 def _assemble(inputs: Inputs, reader: SourceReader, ledger: ReadableLedger | None) -> PreparedJob:

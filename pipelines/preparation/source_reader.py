@@ -10,12 +10,13 @@ import duckdb
 import pyarrow as pa
 from msgspec.structs import replace
 
-from connectors.contracts import SourceColumn, SourceContext
+from connectors.contracts import OpenedSource, SourceColumn, SourceContext
 from connectors.errors import DataError, JobError, KeyPath, did_you_mean
 from connectors.records import TEXT_PREFIX
 from connectors.registry import SourceConfig
 from connectors.sources.column_types import arrow_type, has_value, plain_type, shape
 from connectors.sources.earlier_texts import earlier_texts
+from connectors.sources.saved_columns import save_columns
 from connectors.sql import first_line, identifier, literal, literal_list, literal_path, lock_down, query_connection
 from pipelines.config.sql_predicate import predicate_columns
 
@@ -51,14 +52,21 @@ _NESTED = ("STRUCT", "MAP", "UNION", "JSON")
 class SourceReader:
     """One source, open while a run lasts."""
 
-    def __init__(self, source: SourceConfig, facts: SourceContext, known: Mapping[str, str] = {}) -> None:
-        """`known`: column -> SQL type for columns without any value."""
+    def __init__(
+        self,
+        source: SourceConfig,
+        facts: SourceContext,
+        known: Mapping[str, str] = {},
+        saved: OpenedSource | None = None,
+    ) -> None:
+        """`known`: column -> SQL type for columns without any value. `saved`: takes the place of the source's rows."""
         self._source = source
         self._facts = facts
         self._open = contextlib.ExitStack()
         self._db = self._open.enter_context(query_connection(facts.scratch))
         try:
-            opened = source.connect(self._db, facts)
+            opened = source.connect(self._db, facts) if saved is None else saved
+            paths = source.paths(facts) if saved is None else ()
             self._relation = opened.relation
             self.rejects = opened.rejects
             """(line number, message, raw line) of rejected lines."""
@@ -66,7 +74,7 @@ class SourceReader:
             """One line each, for the user."""
             self.has_empty_files = opened.has_empty_files
             """Whether a file has no bytes, so that it is unknown which rows have left the source."""
-            self.row_bytes = self._estimate_row_bytes(source.paths(facts), opened.nbytes)
+            self.row_bytes = self._estimate_row_bytes(paths, opened.nbytes)
             """Estimated bytes of a row in memory."""
             if self.row_bytes > WIDE_ROW_BYTES:
                 # Otherwise a join would combine small row groups into vectors of 2,048 rows again.
@@ -75,11 +83,11 @@ class SourceReader:
             self._db.execute(f"set memory_limit = '{MAX_MEMORY_BYTES}B'")
             self._columns = dict(self._described() if opened.columns is None else opened.columns)
             self._check_names()
+            save_columns(facts.columns_file, self._columns)
             self._db.execute(f"set memory_limit = '{self._memory(bool(opened.urls))}B'")
             # Set before the connections are locked.
             self._rows = self._open.enter_context(contextlib.closing(self._db.cursor()))
             self._rows.execute(f"set streaming_buffer_size = '{STREAM_BUFFER}'")
-            paths = source.paths(facts)
             lock_down(self._db, [facts.scratch], [*paths, *map(literal_path, paths), *opened.urls])
             self._cast_null_columns(known)
             self._fit_nanoseconds(facts.known_types)

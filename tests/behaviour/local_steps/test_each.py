@@ -1,6 +1,7 @@
 """`each`: one row becomes several, and all of them are written, replaced and removed together."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +121,16 @@ def test_children_are_rebuilt_from_the_ledger_without_the_source(
     cli.run(job)
     documents.write({1: ["a"], 2: ["c"], 3: []})
     cli.run(job)
-    rows = read(documents.workspace.folder / "out")
+    folder = documents.workspace.folder
+    rows = read(folder / "out")
     assert [(row["id"], row["loud"], row["fact"]) for row in rows] == [(1, "a!", "A"), (2, "c!", "C")]
+    (folder / "docs.jsonl").rename(folder / "elsewhere")
     assert cli("rebuild", job) == 0
-    assert read(documents.workspace.folder / "out") == rows
+    assert read(folder / "out") == rows
+    shutil.rmtree(folder / "out")
+    assert cli("rebuild", job) == 0
+    assert read(folder / "out") == rows
+    (folder / "elsewhere").rename(folder / "docs.jsonl")
     assert cli.run(job)["requests"] == 0
 
 
