@@ -1,6 +1,6 @@
 """SQL predicates of a job file (`where`, `when`): one expression over the columns of a row that opens no file."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -87,6 +87,38 @@ def expression_nodes(tree: Any) -> Iterator[Mapping[str, Any]]:
     elif isinstance(tree, Mapping):
         yield tree
         yield from expression_nodes(list(tree.values()))
+
+
+def called_nodes(tree: Any, within: frozenset[str] = frozenset()) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield all nodes of a parsed expression and of the macros that it calls, each with the function called there.
+
+    The function is that of the expression itself. `within`: macros around it; some call a function of the same name.
+    """
+    for node in expression_nodes(tree):
+        name = str(node.get("function_name", "")).lower()
+        yield name, node
+        for body in () if name in within else _macro_bodies(name):
+            yield from ((name, inner) for _, inner in called_nodes(body, within | {name}))
+
+
+@cache
+def _macro_bodies(name: str) -> Sequence[Any]:
+    """Return the parsed expressions of a function that DuckDB defines in SQL, one for each number of arguments."""
+    if name not in (macros := _macros()):
+        return ()
+    with parser_connection() as db:
+        parsed = [parse_sql(db, f"select {body}", "", "") for body in macros[name]]
+    return [each["statements"][0]["node"]["select_list"] for each in parsed]
+
+
+@cache
+def _macros() -> Mapping[str, Sequence[str]]:
+    with parser_connection() as db:
+        found = db.execute(
+            "select lower(function_name), list(macro_definition) from duckdb_functions() "
+            "where function_type = 'macro' group by 1"
+        ).fetchall()
+    return dict(found)
 
 
 class _TableInTurn:
@@ -213,12 +245,20 @@ def _changing_functions() -> tuple[frozenset[str], frozenset[str]]:
 
 def _check_functions(tree: Any, where: KeyPath, allows_clock: bool) -> None:
     in_rows, in_queries = _changing_functions()
-    for node in expression_nodes(tree):
+    for called, node in called_nodes(tree):
         name = str(node.get("function_name", "")).lower()
-        if name in in_rows:
-            raise _changing_function(name, where)
-        if not allows_clock and (name in in_queries or (name == "age" and len(node.get("arguments", ())) == 1)):
-            raise _changing_function(name, where)
+        is_clock = name in in_queries or (name == "age" and len(node.get("arguments", ())) == 1)
+        # Columns of the expression itself are checked by name.
+        is_clock |= bool(called) and name == "" and _is_clock_name(node)
+        if name in in_rows or (is_clock and not allows_clock):
+            raise _changing_function(called, where)
+        if node.get("class") == "SUBQUERY":
+            raise JobError(where, f"{called} holds a query", "an expression is about one row; use `sql:` as the source")
+
+
+def _is_clock_name(node: Mapping[str, Any]) -> bool:
+    names = node.get("column_names", ())
+    return node.get("class") == "COLUMN_REF" and len(names) == 1 and str(names[0]).lower() in _CLOCK_NAMES
 
 
 def _changing_function(name: str, where: KeyPath) -> JobError:

@@ -11,12 +11,14 @@ from connectors.contracts import RESERVED_NAME
 from connectors.errors import JobError, KeyPath
 from connectors.sources.column_types import HUGE_AS, HUGE_TYPES, arrow_type, mapped_type, plain_type
 from connectors.sql import first_line, identifier, parse_sql, parser_connection
-from pipelines.config.sql_predicate import evaluation_connection, expression_nodes, predicate_columns
+from pipelines.config.sql_predicate import called_nodes, evaluation_connection, expression_nodes, predicate_columns
 
 ROW_INDEX = "_row_index"
 """The column with the position of a row among those that are evaluated together."""
 SAMPLING_FUNCTIONS = frozenset({"reservoir_quantile"})
 """Aggregates of some of the values, chosen at random."""
+LIST_AGGREGATES = frozenset({"list_aggregate", "list_aggr", "array_aggregate", "array_aggr", "aggregate"})
+"""Functions of a list and the name of an aggregate."""
 EXPANDING_FUNCTIONS = frozenset({"unnest", "generate_subscripts"})
 """Functions that make several rows of one."""
 
@@ -136,11 +138,17 @@ def _check_functions(sql: str, where: KeyPath) -> None:
     if len(selected) > 1:
         # In parentheses, DuckDB would make a struct of them.
         raise JobError(where, f"has {len(selected)} expressions", "write one; a list is in brackets: [a, b]")
-    for node in expression_nodes(selected):
+    for called, node in called_nodes(selected):
         name = str(node.get("function_name", "")).lower()
         if node.get("class") == "WINDOW":
             raise JobError(where, "has a window function, and rows have no neighbours here", "use a `sql:` source")
         if name in EXPANDING_FUNCTIONS:
-            raise JobError(where, f"{name} makes several rows of one", "use each: {list: ...}")
-        if name in SAMPLING_FUNCTIONS:
-            raise JobError(where, f"{name} takes values at random", "write quantile_cont or approx_quantile")
+            raise JobError(where, f"{called} makes several rows of one", "use each: {list: ...}")
+        if name in SAMPLING_FUNCTIONS or (name in LIST_AGGREGATES and _literals(node) & SAMPLING_FUNCTIONS):
+            raise JobError(where, f"{called} takes values at random", "write quantile_cont or approx_quantile")
+
+
+def _literals(call: Mapping[str, Any]) -> frozenset[str]:
+    """Return the texts among the constants of a function call, in small letters."""
+    values = (node.get("literal") for node in expression_nodes(call.get("arguments", ())))
+    return frozenset(str(value.get("text")).lower() for value in values if isinstance(value, Mapping))

@@ -60,6 +60,9 @@ def test_anything_but_one_expression_over_the_columns_is_an_error(sql: str, mess
         ("current_date > date '2026-01-01'", True),
         ("age(timestamp '2026-01-01') > interval 1 day", True),
         ("current_setting('TimeZone') = Body", True),
+        ("ago(interval 1 day) > timestamptz '2026-01-01'", True),
+        ("current_database() = Body", True),
+        ("pg_sleep(0) is null", False),
     ],
 )
 def test_chance_is_refused_in_every_predicate_and_the_clock_in_those_that_judge_answers(

@@ -112,6 +112,7 @@ def test_the_key_of_a_child_begins_as_the_json_array_of_its_source_key(names: li
         "sum(nothing)",
         "row_number() over ()",
         "reservoir_quantile(1, 0.5)",
+        "list_aggregate(list(1), 'reservoir_quantile', 0.5)",
     ],
 )
 def test_a_fold_takes_only_aggregates_that_are_the_same_each_time(sql: str) -> None:
