@@ -75,7 +75,7 @@ class JobFile(Struct, frozen=True):
         overridden = apply_overrides(values, overrides, SINKS)
         origins = {} if self.rows is None else _ORIGINS
         keys = KeyLocations(self.shown_path, self.content.lines, overridden.values, overridden.flags, origins)
-        complete, included = include_files(keys, workspace.folder, workspace.roots, self.files)
+        complete, included = include_files(keys, workspace.folder, self.files)
         locations = replace(keys, values=complete, included=included)
         job, errors = _validated(complete, Job)
         if job is None:

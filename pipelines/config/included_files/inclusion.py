@@ -1,6 +1,6 @@
 """Inclusion of files in the values of a job file: prompts as texts, output schemas as outputs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from pipelines.config.validation_messages import format_value
 
 
 def include_files(
-    keys: KeyLocations, folder: Path, roots: Sequence[Path], files: WorkspaceFiles
+    keys: KeyLocations, folder: Path, files: WorkspaceFiles
 ) -> tuple[dict[str, Any], Mapping[KeyPath, IncludedPart]]:
     """Return the values of a job file with the contents of files in place of their names, and what is from which file.
 
@@ -31,7 +31,7 @@ def include_files(
     for index, step in enumerate(steps):
         if isinstance(step, Mapping):
             try:
-                step, parts = _complete_step(step, ("steps", index), keys, folder, roots, files)
+                step, parts = _complete_step(step, ("steps", index), keys, folder, files)
             except JobError as exc:
                 if exc.key_path is None:
                     raise
@@ -46,7 +46,6 @@ def _complete_step(
     path: KeyPath,
     keys: KeyLocations,
     folder: Path,
-    roots: Sequence[Path],
     files: WorkspaceFiles,
 ) -> tuple[Mapping[str, Any], Mapping[KeyPath, IncludedPart]]:
     included: dict[KeyPath, IncludedPart] = {}
@@ -54,7 +53,7 @@ def _complete_step(
     def read(name: Any, where: KeyPath) -> str:
         if not isinstance(name, str) or not name:
             raise JobError(where, f"found {format_value(name)}, expected a path", "write e.g. prompts/label.md")
-        return files.read(name, folder, roots, keys.locate((*path, *where)))
+        return files.read(name, folder, keys.locate((*path, *where)))
 
     for place, name in list(prompt_references(step)):
         step = replaced(step, place, read(name, (*place, "file")))

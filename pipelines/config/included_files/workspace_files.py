@@ -1,7 +1,6 @@
-"""Files below the workspace or its roots that a job file names; each is read once."""
+"""Text files that a job file names; each is read once. As its other paths, they may be anywhere."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from msgspec import Struct, field
@@ -19,21 +18,14 @@ class WorkspaceFiles(Struct):
         """Name the files without their texts."""
         return f"WorkspaceFiles({', '.join(map(str, self._texts))})"
 
-    def read(self, name: str, folder: Path, roots: Sequence[Path], where: str) -> str:
-        """Return the text of a file; its name starts at `folder`, the workspace.
+    def read(self, name: str, folder: Path, where: str) -> str:
+        """Return the text of a file; a relative name starts at `folder`, the workspace.
 
-        JobError for a file that is not below it or below `roots`, has no text, or cannot be read. `where` names the
-        key, for errors about the name.
+        JobError for a file that has no text or cannot be read. `where` names the key, for errors about the name.
         """
         path = Path(os.path.realpath(folder / name))
         if path in self._texts:
             return self._texts[path]
-        if not any(path.is_relative_to(os.path.realpath(root)) for root in (folder, *roots)):
-            raise JobError(
-                where,
-                f"{name} is outside the workspace",
-                "move the file into it, or add its folder to `roots` of rowmill.yaml",
-            )
         if not path.exists():
             raise JobError(where, f"{name}: no such file", f"the path starts at {folder}")
         if not path.is_file():
