@@ -133,7 +133,11 @@ def format_value(value: Any) -> str:
     if isinstance(value, str):
         text = json.dumps(value, ensure_ascii=False)
         return text if len(text) <= 60 else f'{text[:56]}..."'
-    return json.dumps(value)
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    # From Python: a class, an object.
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def unknown_key(key: str, known: Collection[str]) -> tuple[str, str]:
@@ -236,6 +240,8 @@ def _expected(error: ErrorDetails) -> str:
             return "a finite number"
         case "none_required":
             return "nothing"
+        case "byte_size" | "byte_size_unit":
+            return "a number of bytes"
     if _is_type_error(error):
         return _EXPECTED.get(kind.split("_")[0], "another kind of value")
     return error["msg"].removeprefix("Input should be ").removeprefix("Value should be ")

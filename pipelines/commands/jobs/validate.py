@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 import orjson
 
-from connectors.errors import RowmillError
+from connectors.errors import LocatedError, RowmillError
 from pipelines.commands.options import job_argument, job_files
 
 
@@ -31,6 +31,7 @@ def validate_command(jobs: tuple[str, ...]) -> int:
     from pipelines.reporting.status_queries import ledger_reader
 
     worst = 0
+    found: set[str] = set()
     env_files: set[Path] = set()
     candidates = load_jobs(job_files(jobs))
     for candidate in candidates:
@@ -65,11 +66,14 @@ def validate_command(jobs: tuple[str, ...]) -> int:
             # Of several jobs, an error in a data file or in rowmill.yaml names the one that uses it.
             is_named = len(candidates) == 1 or str(exc).startswith(str(candidate.path))
             click.echo(str(exc) if is_named else f"{candidate.path}: {exc}", err=True)
+            found.add(exc.found if isinstance(exc, LocatedError) else "")
             worst = 2
     try:
         sort_jobs(candidates)
-    except RowmillError as exc:
-        click.echo(str(exc), err=True)
+    except LocatedError as exc:
+        # A job in a cycle was refused by itself above.
+        if exc.found not in found:
+            click.echo(str(exc), err=True)
         worst = 2
     return worst
 

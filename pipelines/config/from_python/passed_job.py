@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import duckdb
 import msgspec
+import numpy as np
 from msgspec import Struct
 from pydantic import model_validator
 
@@ -129,9 +130,12 @@ def load_passed_job(file: Path, overrides: Overrides = NONE) -> LoadedJob:
 
 
 def _plain(value: Any) -> Any:
-    """Return values as YAML has them: dicts, lists and texts."""
+    """Return values as YAML has them: dicts, lists, texts and numbers."""
     if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
+        # PyYAML reads the key `on` as true.
+        return {"on" if key is True else key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
+    if isinstance(value, np.generic):
+        return value.item()
     return str(value) if isinstance(value, PathLike) else value

@@ -1,5 +1,6 @@
 """Values as the YAML of a job file: readable, and read again as the same values."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, TextIO
 
@@ -11,6 +12,8 @@ from pipelines.config.yaml_reader import is_plain_text
 
 MAX_LINE_LENGTH = 110
 """Small mappings and lists that fit are on one line."""
+_OLD_VALUES = re.compile(r"y|n|yes|no|on|off|[-+]?\d[\d_]*(:[0-5]?\d)+(\.[\d_]*)?|=", re.IGNORECASE)
+"""Texts that readers of YAML 1.1, such as PyYAML, take for booleans and for numbers to the base of 60."""
 
 
 def write_yaml(values: Mapping[str, Any], out: TextIO) -> None:
@@ -53,7 +56,9 @@ def _flow(value: Any) -> Any:
 
 
 def _scalar(value: Any) -> Any:
-    return DoubleQuotedScalarString(value) if isinstance(value, str) and not is_plain_text(value) else value
+    if not isinstance(value, str) or (is_plain_text(value) and not _OLD_VALUES.fullmatch(value)):
+        return value
+    return DoubleQuotedScalarString(value)
 
 
 def _is_short(value: Any) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 import orjson
-from pydantic import ByteSize, Field, WithJsonSchema, model_validator
+from pydantic import ByteSize, Field, WithJsonSchema, field_validator, model_validator
 
 from connectors.contracts import FrozenModel
 from connectors.errors import FieldError
@@ -76,6 +76,13 @@ class ElementOptions(FrozenModel):
 
 class EachStep(_UnconditionalStep):
     """One row becomes many: the pieces of a text, or the elements of a list."""
+
+    @field_validator("each", mode="before")
+    @classmethod
+    def _refuse_both(cls, options: Any) -> Any:
+        if isinstance(options, Mapping) and {"split", "list"} <= options.keys():
+            raise FieldError("a second kind of each next to split", "keep one of them, or write two steps", ("list",))
+        return options
 
     each: PieceOptions | ElementOptions = Field(
         description="`split` or `list`. Adds `<name>` and `<name>_index`, for pieces `<name>_start` and `<name>_end`.",

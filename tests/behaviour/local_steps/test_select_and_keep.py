@@ -1,5 +1,6 @@
 """`select` and `keep`: columns without a request, and outputs that only later steps see."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -95,9 +96,12 @@ def test_outputs_that_are_not_kept_are_seen_by_later_steps_and_in_no_table(
         ("row_number() over ()", "steps.made.select.x: has a window function"),
         ("body", "steps.made.select.x: no column body here"),
         ("(select 1)", "steps.made.select.x: holds a query"),
+        ("ago(interval 1 day)", "steps.made.select.x: ago gives another value each time"),
+        ("format_type(1, 1)", "steps.made.select.x: format_type holds a query"),
+        ("regexp_split_to_table(text, ' ')", "steps.made.select.x: regexp_split_to_table makes several rows of one"),
         ("id, text", "steps.made.select.x: has 2 expressions"),
     ],
-    ids=["random", "aggregate", "window", "unknown", "query", "two"],
+    ids=["random", "aggregate", "window", "unknown", "query", "clock", "inner-query", "rows", "two"],
 )
 def test_an_expression_that_is_not_about_one_row_is_refused(
     cli: Cli, workspace: Workspace, capsys: pytest.CaptureFixture[str], sql: str, words: str
@@ -107,9 +111,25 @@ def test_an_expression_that_is_not_about_one_row_is_refused(
     assert words in cli.err
 
 
+def test_a_deleted_table_is_written_again_without_the_values_that_do_not_fit_its_new_types(
+    cli: Cli, workspace: Workspace, read: ReadTable
+) -> None:
+    workspace.write("rows.csv", "id,text\n1,7\n2,x\n3,9\n")
+    cli.run(local_job(workspace, "{name: made, select: {kind: text}}"))
+    shutil.rmtree(workspace.folder / "out")
+    workspace.write("rows.csv", "id,text\n1,7\n2,8\n3,9\n")
+    job = local_job(workspace, "{name: made, select: {kind: 'cast(text as bigint)'}}")
+    assert cli("rebuild", job) == 0
+    assert [(row["id"], row["kind"]) for row in read(workspace.folder / "out")] == [(1, 7), (3, 9)]
+    assert cli.run(job)["exit_code"] == 0
+    assert [(row["id"], row["kind"]) for row in read(workspace.folder / "out")] == [(1, 7), (2, 8), (3, 9)]
+
+
 def test_steps_of_two_kinds_or_of_none_are_refused(cli: Cli, workspace: Workspace) -> None:
     workspace.csv(1)
     assert cli("validate", local_job(workspace, "{name: a, select: {x: '1'}, endpoint: chat}")) == 2
     assert "a second kind of step next to select" in cli.err
+    assert cli("validate", local_job(workspace, "{name: a, each: {split: text, tokens: 9, list: '[1]'}}")) == 2
+    assert "a second kind of each next to split" in cli.err
     assert cli("validate", local_job(workspace, "{name: a}")) == 2
     assert "a step without a request has select:" in cli.err

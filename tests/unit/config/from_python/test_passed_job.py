@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml as pyyaml
 from pydantic import BaseModel, Field
 
 from connectors.errors import JobError
@@ -29,6 +30,9 @@ def test_every_shipped_job_is_the_same_after_yaml(path: Path) -> None:
     job = Job.model_validate(read_yaml(path, "x").values)
     again = parse_yaml(job.to_yaml(), "x").values
     assert Job.model_validate(again) == job
+    # PyYAML reads a plain `on` as true.
+    assert Job.model_validate(pyyaml.safe_load(path.read_text())) == job
+    assert pyyaml.safe_load(job.to_yaml()) == again
     assert FileJob.model_validate(again) == FileJob.model_validate(read_yaml(path, "x").values)
 
 
@@ -60,6 +64,8 @@ def with_step(**keys: Any) -> dict[str, Any]:
         ({**ROWS_JOB, "kee": "id"}, "kee: no such key; did you mean key?"),
         ({**ROWS_JOB, "source": {"csv": "x"}}, "key: is for rows passed from Python; write it below source"),
         ({"name": "x", "source": {"csv": "x"}, "steps": [STEP]}, "sink: missing; write e.g. sink: {parquet:"),
+        (with_step(output=dict[str, int]), "steps.answer.output: found dict[str, int], expected text or keys"),
+        (with_step(output=Answer(topic="a", urgency=1)), "steps.answer.output: found Answer(topic='a', urg"),
         ("jobs/x.yaml", "job: found str, expected the keys of a job; pass a dict"),
     ],
 )  # fmt: skip
