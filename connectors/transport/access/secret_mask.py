@@ -106,7 +106,7 @@ def mask_traceback(text: str) -> str:
 
 
 def secret_forms(secret: str) -> frozenset[str]:
-    """Return how JSON, URLs, HTML and base64 write a secret."""
+    """Return how JSON, URLs, HTML, base64 and hexadecimal digits write a secret."""
     escaped = json.dumps(secret)[1:-1]
     in_html = html.escape(secret)
     in_url = quote(secret, safe="")
@@ -115,6 +115,8 @@ def secret_forms(secret: str) -> frozenset[str]:
             secret,
             escaped,
             escaped.replace("/", "\\/"),
+            # In JSON within a text of JSON.
+            json.dumps(escaped)[1:-1],
             # As Go's encoder writes it.
             escaped.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"),
             in_html,
@@ -128,6 +130,7 @@ def secret_forms(secret: str) -> frozenset[str]:
             URL.build(query={"_": secret}).raw_query_string[2:],
             base64.b64encode(secret.encode()).decode().rstrip("="),
             base64.urlsafe_b64encode(secret.encode()).decode().rstrip("="),
+            secret.encode().hex(),
         }
     )
 

@@ -25,6 +25,8 @@ KEY = "sk-0123456789abcdef0123"
         html.escape(SECRET).replace("&quot;", "&#34;"),
         json.dumps(SECRET)[1:-1].replace("&", "\\u0026"),
         base64.b64encode(SECRET.encode()).decode(),
+        json.dumps(json.dumps({"key": SECRET})),
+        SECRET.encode().hex(),
     ],
 )
 def test_a_secret_is_replaced_in_every_form(form: str) -> None:
