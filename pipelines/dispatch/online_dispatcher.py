@@ -316,8 +316,8 @@ class OnlineDispatcher:
             fingerprints = b"".join([request.fingerprint for request in group.requests for _ in request.keys])
         number, max_cost = self._ledger.next_exchange_id(), reservation.max_cost
         pending = PendingExchange(number, member.route_id, group.attempts + 1, keys, fingerprints, now_us(), max_cost)
-        day = None if self._daily_budget is None else self._daily_budget.today()
-        if not await self._record_pending(pending, reservation, day):
+        is_recorded, day = await self._record_pending(pending, reservation)
+        if not is_recorded:
             if self.state.stop_reason is None:
                 self.enqueue(group)
             return None
@@ -492,14 +492,16 @@ class OnlineDispatcher:
                 job_limiter.release(permit, exchange.tokens, exchange.settled.usage.tokens)
         exchange.permits = [one for one in exchange.permits if one[0] is not job_limiter]
 
-    async def _record_pending(self, pending: PendingExchange, reservation: Reservation, day: str | None) -> bool:
+    async def _record_pending(self, pending: PendingExchange, reservation: Reservation) -> tuple[bool, str | None]:
         """Record an exchange that is about to be sent; False if the run has stopped or was paused meanwhile.
 
-        BudgetExhausted if the daily budget has no room.
+        Also returns the date of the daily budget in which it is reserved: the one after midnight, if it has waited so
+        long. BudgetExhausted if the daily budget has no room.
         """
         had_unsettled = bool(self._unsettled)
+        day = self._today()
         while not await self._ledger.record_pending(pending, self._daily_limit(day)):
-            if not had_unsettled and not self._unsettled:
+            if not had_unsettled and not self._unsettled and day == self._today():
                 raise BudgetExhausted("budget_day")
             had_unsettled = bool(self._unsettled)
             if self.state.stop_reason is None and had_unsettled:
@@ -507,12 +509,16 @@ class OnlineDispatcher:
                 self._daily_budget_changed.clear()
                 await self._daily_budget_changed.wait()
             if self.state.stop_reason is not None:
-                return False
+                return False, day
+            day = self._today()
         if self.state.stop_reason is not None or self.state.is_paused:
             await self._ledger.cancel_pending(pending, day)
-            return False
+            return False, day
         self._unsettled[pending.exchange_id] = (reservation, pending.max_cost or 0)
-        return True
+        return True, day
+
+    def _today(self) -> str | None:
+        return None if self._daily_budget is None else self._daily_budget.today()
 
     def _daily_limit(self, day: str | None) -> tuple[str, int] | None:
         """Return the limit of the day, without what requests in flight may cost above what the ledger has reserved."""

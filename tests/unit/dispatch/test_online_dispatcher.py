@@ -95,6 +95,29 @@ async def test_a_request_that_waits_for_the_daily_budget_is_not_sent_after_the_r
     assert dispatch.state.stop_reason == "enough"
 
 
+async def test_a_request_that_waits_until_midnight_takes_from_the_budget_of_the_new_day(
+    ledger: Ledger, transport: ScriptedTransport
+) -> None:
+    dates = ["2026-11-30"]
+
+    class Calendar(DailyBudget):
+        def today(self) -> str:
+            return dates[-1]
+
+    dispatch = Dispatch(
+        ledger, transport, RunBudget(None, 0), concurrency=2, daily_budget=Calendar(10, UTC), max_cost=10, tokens=1000
+    )
+    dispatch.dispatcher.start()
+    submission = await dispatch.pending.submit(dispatch.route, make_requests(2), any_answer)
+    await wait_for(lambda: len(transport.sent) == 1)
+    dates.append("2026-12-01")
+    transport.is_released.set()
+    await submission.done.wait()
+    await dispatch.dispatcher.close(10)
+    assert (len(submission.outcomes), dispatch.state.stop_reason) == (2, "finished")
+    assert {day for (day,) in ledger.query("select day from days")} == set(dates)
+
+
 async def test_what_is_recorded_while_the_run_stops_is_not_sent_and_costs_nothing(
     ledger: Ledger, transport: ScriptedTransport
 ) -> None:
