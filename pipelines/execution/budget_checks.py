@@ -67,6 +67,9 @@ def _check_hosted_tools(ready: PreparedJob, step: PreparedStep) -> None:
             reason = f"no price is known for a call of {tool} by {model}"
         elif terms.max_tool_calls is None:
             tool, remedy = min(terms.hosted_tools), "add params: {max_tool_calls: N}"
+            if step.model.endpoint == "chat":
+                # It has no such parameter.
+                remedy = "use endpoint: responses with params: {max_tool_calls: N}"
             reason = f"nothing bounds the calls of {tool}"
         elif context_window(model) is None:
             remedy = "use a model with a known context window, or no hosted tools"

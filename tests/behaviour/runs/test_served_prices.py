@@ -183,6 +183,11 @@ def hosted(params: str, model: str = "gpt-4.1", tool: str = "web_search_preview"
     ("step", "message"),
     [
         (hosted("{max_output_tokens: 100}"), "nothing bounds the calls of web_search"),
+        (
+            '[{name: answer, endpoint: chat, provider: test, model: gpt-4.1, messages: [{user: "{{ text }}"}], '
+            "params: {max_tokens: 100, web_search_options: {}}}]",
+            "no budget can hold; use endpoint: responses with params: {max_tool_calls: N}",
+        ),
         (hosted("{max_output_tokens: 100, max_tool_calls: 2}", model="unknown"), "context window of unknown"),
         (
             hosted("{max_output_tokens: 100, max_tool_calls: 2}", tool="code_interpreter, container: {type: auto}"),
