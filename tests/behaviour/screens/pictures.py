@@ -1,4 +1,4 @@
-"""Pictures for the README from real runs: python tests/behaviour/screens/pictures.py (needs chromium).
+"""Pictures for the README from real runs: python tests/behaviour/screens/pictures.py (chromium and playwright).
 
 It writes plan.png, progress.png, watch.png and report.png to .github/pictures. The provider is the embedded one as a
 server, with a latency and a limit, under the name of a paid one: there are prices, and nothing is paid.
@@ -17,6 +17,7 @@ from html import escape
 from pathlib import Path
 
 from PIL import Image
+from playwright.sync_api import sync_playwright
 from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 from rich.text import Text
@@ -126,7 +127,8 @@ def make_watch_picture(folder: Path) -> None:
             assert run.poll() is None, "the run has ended"
             time.sleep(0.2)
         page = address.replace("/?token=", "/jobs/reviews?token=")
-        take_picture(folder, page, 1280, 1010, PICTURES / "watch.png", scale=1, is_whole=False)
+        is_live = "#connection[data-state=live]"
+        take_picture(folder, page, 1280, 1010, PICTURES / "watch.png", scale=1, is_whole=False, shown=is_live)
     finally:
         for process in (run, watch, server):
             process.terminate()
@@ -195,29 +197,33 @@ def html_of(output: str) -> str:
 
 
 def take_picture(
-    folder: Path, page: str, width: int, height: int, out: Path, scale: int, is_whole: bool = True
+    folder: Path, page: str, width: int, height: int, out: Path, scale: int, is_whole: bool = True, shown: str = "body"
 ) -> None:
-    """Make a picture of the page at an address, cropped to its content; unless `is_whole` its end may be cut off."""
+    """Make a picture of the page at an address, cropped to its content; unless `is_whole` its end may be cut off.
+
+    `shown`: a selector of what has to be there first. Chromium's own `--screenshot` waits for no more than the files of
+    the page: a live page is not connected by then.
+    """
     raw = folder / "raw.png"
-    subprocess.run(
-        [
-            "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run",
-            f"--user-data-dir={folder / 'profile'}", f"--force-device-scale-factor={scale}",
-            "--default-background-color=00000000", f"--window-size={width},{height}", f"--screenshot={raw}",
-            page,
-        ],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu", "--disable-quic"]
+        )
+        tab = browser.new_page(viewport={"width": width, "height": height}, device_scale_factor=scale)
+        tab.goto(page)
+        tab.wait_for_selector(shown)
+        tab.screenshot(path=raw, omit_background=True)
+        browser.close()
     with Image.open(raw) as picture:
         whole = picture.convert("RGBA")
         paper = Image.new("RGBA", whole.size, "white")
         paper.alpha_composite(whole)
         flat = paper.convert("RGB")
         # White is empty: the rest is shown, with a margin.
-        shown = Image.eval(flat.convert("L"), lambda value: 255 - value).getbbox()
-        assert shown is not None
-        assert shown[3] < whole.height or not is_whole, f"{out.name}: the page is longer than its picture"
-        right, bottom = min(whole.width, shown[2] + 12), min(whole.height, shown[3] + 12)
+        drawn = Image.eval(flat.convert("L"), lambda value: 255 - value).getbbox()
+        assert drawn is not None
+        assert drawn[3] < whole.height or not is_whole, f"{out.name}: the page is longer than its picture"
+        right, bottom = min(whole.width, drawn[2] + 12), min(whole.height, drawn[3] + 12)
         cut = flat.crop((0, 0, right, bottom))
         # A terminal has few colours.
         (cut if scale == 1 else cut.quantize(256)).save(out, optimize=True)
