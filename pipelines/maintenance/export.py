@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from connectors.errors import JobError
 from connectors.tables.schemas import usage_schema
 from pipelines.ledger.answer_files import SHARED_FILE_BYTES_SQL
-from pipelines.ledger.ledger import Ledger
+from pipelines.ledger.ledger_reader import AnswerReads
 from pipelines.pricing.prices import usd
 
 CHUNK_ROWS = 20_000
@@ -60,7 +60,7 @@ _DECODERS: Mapping[str, Callable[[Any], Any]] = {
 """Conversions of the ledger's values; others stay as they are."""
 
 
-def export(ledger: Ledger, target: Path) -> dict[Path, int]:
+def export(ledger: AnswerReads, target: Path) -> dict[Path, int]:
     """Return file -> rows. A target that ends in `.parquet` gets the exchanges; any other is a folder for all three."""
     if target.suffix == ".parquet":
         return {target: _write_table(ledger, target, _EXCHANGES, _exchanges_sql())}
@@ -91,7 +91,7 @@ def _exchanges_sql() -> str:
     return f"select {', '.join(columns)} from exchanges e join legs l on l.id = e.leg order by e.writer, e.seq"
 
 
-def _write_table(ledger: Ledger, path: Path, schema: pa.Schema, sql: str) -> int:
+def _write_table(ledger: AnswerReads, path: Path, schema: pa.Schema, sql: str) -> int:
     """Write the query's rows to a file that exists completely or not at all."""
     unfinished = path.with_name(f"{path.name}.part")
     count = 0

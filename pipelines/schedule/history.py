@@ -1,15 +1,13 @@
 """Run history of scheduled jobs for `rowmill schedule show`: outcome, cost and next due time."""
 
 from collections.abc import Iterable
-from contextlib import closing
 from datetime import UTC, datetime, tzinfo
 from typing import Any
 
 import orjson
 
-from pipelines.ledger.ledger_file import open_ledger_file
 from pipelines.pricing.prices import usd
-from pipelines.reporting.status_queries import COST
+from pipelines.reporting.status_queries import COST, ledger_reader
 from pipelines.runtime.locks import is_running
 from pipelines.runtime.run_records import NEWEST_FIRST
 from pipelines.schedule.scheduler import DueTimeStore, ScheduledJob, next_due
@@ -50,15 +48,15 @@ def schedule_rows(jobs: Iterable[ScheduledJob], last: int, now: datetime) -> lis
 
 def _runs(job: ScheduledJob, last: int) -> list[dict[str, object]]:
     records: list[tuple[Any, ...]] = []
-    path = job.workspace.state / "ledger.sqlite"
-    if path.exists():
-        with closing(open_ledger_file(path)) as db:
-            records = db.execute(
+    ledger = ledger_reader(job.workspace)
+    if ledger is not None:
+        with ledger:
+            records = ledger.query(
                 f"select run_id, started_at, ended_at, exit_code, stopped, report, (select {COST} from exchanges e "
                 "join legs l on l.id = e.leg where l.run_id = r.run_id) from runs r where job = ? "
                 f"order by {NEWEST_FIRST} limit ?",
                 (job.name, last),
-            ).fetchall()
+            )
     has_open_run = is_running(job.workspace.state, job.name)
     rows: list[dict[str, object]] = []
     for run_id, started, ended, code, stopped, report, cost in records or [(None,) * 7]:

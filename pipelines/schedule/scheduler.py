@@ -19,6 +19,7 @@ from connectors.errors import JobError
 from pipelines.config.loaded_job import LoadedJob, load_job
 from pipelines.config.workspace import Workspace
 from pipelines.ledger.ledger_file import open_ledger_file
+from pipelines.ledger.ledger_reader import LedgerReader
 
 MAX_CLOCK_CORRECTION = timedelta(hours=1)
 """A last due time that is further in the future comes from a wrong clock; a nearer one only delays the next run."""
@@ -178,13 +179,14 @@ class DueTimeStore:
         """Return (last claimed due time, last skipped one, reason) of a job; None if it is unknown."""
         if not self._path.exists():
             return None
-        with self._open() as db:
-            row = db.execute("select last_due, skipped, why from schedule where job = ?", (name,)).fetchone()
-        return row and (
-            _from_microseconds(row[0]),
-            None if row[1] is None else _from_microseconds(row[1]),
-            row[2],
-        )
+        with LedgerReader(self._path) as ledger:
+            # A ledger of the first version may lack the table.
+            if not ledger.query("select 1 from sqlite_master where name = 'schedule'"):
+                return None
+            rows = ledger.query("select last_due, skipped, why from schedule where job = ?", (name,))
+        for last_due, skipped, why in rows:
+            return _from_microseconds(last_due), None if skipped is None else _from_microseconds(skipped), why
+        return None
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:

@@ -1,5 +1,6 @@
 """`rowmill ledger`: show the workspace's ledger, delete old answers, export it as Parquet."""
 
+import contextlib
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from pipelines.formatting import format_bytes, format_count, shorten_times
 if TYPE_CHECKING:
     from pipelines.config.workspace import Workspace
     from pipelines.ledger.ledger import Ledger
+    from pipelines.ledger.ledger_reader import LedgerReader
 
 workspace_option = click.option(
     "--workspace", "folder", type=click.Path(path_type=Path), default=Path(), help="Default: the one of this folder."
@@ -131,11 +133,8 @@ def export_command(folder: Path, target: Path) -> None:
     """
     from pipelines.maintenance.export import export
 
-    _, ledger = _open_ledger(folder)
-    try:
+    with contextlib.closing(_open_to_read(folder)) as ledger:
         written = export(ledger, target)
-    finally:
-        ledger.close()
     for path, rows in written.items():
         click.echo(f"{path}: {format_count(rows, 'row')}")
 
@@ -149,6 +148,21 @@ def _open_ledger(folder: Path) -> "tuple[Workspace, Ledger]":
     if ledger is None:
         raise _no_ledger(workspace)
     return workspace, ledger
+
+
+def _open_to_read(folder: Path) -> "Ledger | LedgerReader":
+    """Open the ledger, in a folder that cannot be written too; one of an earlier version is migrated first."""
+    from pipelines.config.workspace import find_workspace
+    from pipelines.reporting.status_queries import ledger_reader
+
+    workspace = find_workspace(folder)
+    reader = ledger_reader(workspace)
+    if reader is None:
+        raise _no_ledger(workspace)
+    if reader.is_current:
+        return reader
+    reader.close()
+    return _open_ledger(folder)[1]
 
 
 def _no_ledger(workspace: "Workspace") -> JobError:

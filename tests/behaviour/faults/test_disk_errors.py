@@ -113,7 +113,7 @@ def test_commands_that_send_nothing_work_in_a_folder_that_cannot_be_written(
 ) -> None:
     """Nor do they change anything. The ledger is read as it was closed, then as a killed run has left it."""
     workspace.csv(3)
-    job = workspace.job()
+    job = workspace.job(schedule='"0 2 * * *"')
     assert cli.run(job)["exit_code"] == 0
     other = workspace.job("other")
     folder, page = workspace.folder, tmp_path.parent / f"{tmp_path.name}-report.html"
@@ -122,6 +122,8 @@ def test_commands_that_send_nothing_work_in_a_folder_that_cannot_be_written(
         *((command, folder) for command in ("status", "usage", "ledger show --workspace")),
         ("show", f"{job} 2"),
         ("report", f"{job} -o {page}"),
+        ("schedule show", job),
+        ("ledger export", f"--workspace {folder} -o {page}.parquet"),
     )
     script = f"{protect.format(folder)}\ncd {tmp_path.parent}\n"
     lines = "\n".join(f"{command} {arguments}" for command, arguments in commands)
