@@ -84,6 +84,8 @@ class StepResults(Struct):
     """The fingerprints of last answers that the ledger has recorded."""
     dropped: set[int] = field(default_factory=set)
     """The rows whose recorded last answers are in the ledger no more."""
+    rungs: dict[int, int] = field(default_factory=dict)
+    """The rungs by which rows of the sink were answered, whose outputs are accepted; of others it is the chunk's."""
     failures: list[RowFailure] = field(default_factory=list)
     ladder: Ladder = NO_RUNGS
     tried_rungs: frozenset[int] = frozenset()
@@ -480,7 +482,7 @@ class StepRunner:
             for column, array in zip(step.quality.fields, evidence, strict=True):
                 finished.table = finished.table.append_column(column, array)
         if step.rung_column is not None:
-            rungs = pa.array([chunk.rung] * len(rows), pa.int64())
+            rungs = pa.array([results.rungs.get(row, chunk.rung) for row in rows], pa.int64())
             finished.table = finished.table.append_column(pa.field(step.rung_column, pa.int64()), rungs)
         if step.is_stored:
             for row, answers in zip(rows, finished.answers, strict=True):
@@ -591,12 +593,20 @@ class StepRunner:
     async def _accept_kept_rows(
         self, chunk: Chunk, step: RunStep, requests: RequestsByFingerprint, results: StepResults
     ) -> None:
-        """Accept outputs in the sink that pass the checks of today, if the ledger has no answer to these requests."""
+        """Accept outputs in the sink that pass the checks of today, if the ledger has no answer to these requests.
+
+        A rung accepts its own ones; the step as declared also those of a rung, which stays the one that has answered.
+        """
         names = [KEPT_PREFIX + column.name for column in step.route.endpoint.fields]
         wanted = {KEPT_ROW, *names}
-        if self._is_retrying or step.job is None or chunk.rung or not wanted.issubset(chunk.table.column_names):
+        if self._is_retrying or step.job is None or not wanted.issubset(chunk.table.column_names):
             return
         kept = chunk.table.column(KEPT_ROW).to_pylist()
+        rungs = [0] * len(kept)
+        if (rung_name := KEPT_PREFIX + (step.rung_column or "")) in chunk.table.column_names:
+            rungs = [rung or 0 for rung in chunk.table.column(rung_name).to_pylist()]
+        if chunk.rung:
+            kept = [is_kept and rung == chunk.rung for is_kept, rung in zip(kept, rungs, strict=True)]
         asked = [fingerprint for fingerprint, (_, rows) in requests.items() if any(kept[row] for row in rows)]
         stored = await self._pending.lookup(asked) if asked else {}
         is_needed = len(stored) < len(asked) or results.dropped
@@ -610,6 +620,7 @@ class StepRunner:
                     last = replace(request, fingerprint=results.recorded.get(row, fingerprint))
                     read.append((fingerprint, ReadAnswer(last, [row], b"", tuple(values[row].values()), outcome)))
         self._accept_without_request(chunk, step, read, requests, results)
+        results.rungs |= {row: rungs[row] for _, one in read for row in one.rows if results.done[row]}
 
     def _accept_without_request(
         self,

@@ -87,7 +87,9 @@ def run_invocation(
                 ready.selection.rescued = rescued_classes(ready, ledger)
             forget_other_ladders(ready, ledger)
             ready.selection.load_sink_state(
-                None if is_rewritten else ready.sink, childless_rows(ledger, ready.job.name, ready.sink_name)
+                None if is_rewritten else ready.sink,
+                childless_rows(ledger, ready.job.name, ready.sink_name),
+                keeps_outputs=is_rewritten,
             )
         if _has_key_command(ready) and _has_open_rows(ready, options):
             _obtain_keys(ready)

@@ -361,7 +361,12 @@ def _assemble(inputs: Inputs, reader: SourceReader, ledger: ReadableLedger | Non
         inputs.every_column,
         _quality_digest(steps),
         _checked_columns(steps).intersection(reader.schema.names),
-        [field.name for step in stored if step.has_repairs for field in step.endpoint.fields],
+        [
+            field.name
+            for step in stored
+            if step.has_repairs
+            for field in (*step.endpoint.fields, *([] if step.rung_field is None else [step.rung_field]))
+        ],
         child_index,
         _child_columns(every_step, each),
     )

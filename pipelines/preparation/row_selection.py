@@ -255,16 +255,20 @@ class RowSelection(Struct):
         except duckdb.Error as exc:
             raise DataError(("source",), first_line(exc), "fix the data, or exclude the row with `where`") from exc
 
-    def load_sink_state(self, sink: Sink | None, childless: Iterable[tuple[str, str]] = ()) -> None:
+    def load_sink_state(
+        self, sink: Sink | None, childless: Iterable[tuple[str, str]] = (), keeps_outputs: bool = False
+    ) -> None:
         """Load the keys, fingerprints and errors of the sink; None: treat it as empty.
 
         `childless`: (key as text, row fingerprint) of the rows that are done although the sink has no row of them.
+        `keeps_outputs`: other checks may still accept the outputs that were loaded before.
         """
         self._is_sink_loaded, self._sink_rows, self._failed_rows, self._unfinished = sink is not None, 0, 0, None
         self._has_whole_number_key = False
         self._has_old_content_keys = False
         self._earlier_texts = ()
-        self._kept, self._kept_per_row = (), 1
+        if not keeps_outputs:
+            self._kept, self._kept_per_row = (), 1
         if sink is None:
             return
         names = self.key_schema.names

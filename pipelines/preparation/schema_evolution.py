@@ -168,7 +168,10 @@ def is_empty(ready: PreparedJob) -> bool:
 
 
 def check_backfill(ready: PreparedJob) -> None:
-    """Raise DataError if rows of the old table would be lost because they cannot be requested again."""
+    """Raise DataError if rows of the old table would be lost because they cannot be requested again.
+
+    Loads the outputs of the old table, which other checks may accept although the ledger has dropped the answers.
+    """
     again = "to rewrite the table without them, run with --set sink.write=replace"
     if ready.is_limited:
         raise DataError(
@@ -176,17 +179,19 @@ def check_backfill(ready: PreparedJob) -> None:
             f"would leave only the first rows in {ready.sink_name}",
             f"run without a limit, or {OTHER_SINK_HINT}",
         )
+    # A table without the index of children has one row for each source row.
+    is_keyed = set(sink_columns(ready)).issuperset(ready.shape.source_key)
+    if is_keyed:
+        ready.selection.load_sink_state(ready.sink)
     if ready.is_removing:
         return
-    # A table without the index of children has one row for each source row.
-    if not set(sink_columns(ready)).issuperset(ready.shape.source_key):
+    if not is_keyed:
         raise DataError(
             "--schema-change backfill",
             f"rows in {ready.sink_name} have no key {', '.join(ready.shape.source_key)}, so it is not known which of "
             "them have left the source",
             f"{again}, or {OTHER_SINK_HINT}",
         )
-    ready.selection.load_sink_state(ready.sink)
     left = ready.selection.count_deleted()
     if left:
         raise DataError(

@@ -166,3 +166,22 @@ def test_pruned_answers_are_checked_in_the_sink(
     assert cli("ledger", "prune", "--job", "job", "--workspace", workspace.folder) == 0
     assert cli.run(least(workspace, 0))["requests"] == 0
     assert answers(read, workspace) == {1: "1", 2: "2", 3: "3"}
+
+
+@pytest.mark.parametrize("is_pruned", [False, True], ids=["committed", "pruned"])
+def test_outputs_of_a_rung_in_the_sink_are_accepted_as_those_of_the_rung(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider, read: ReadTable, is_pruned: bool
+) -> None:
+    """With `committed` the ledger still has the answers of the step as declared, which the checks refuse."""
+    provider.script = lambda path, body, count: chat_reply("right" if body["model"] == "big" else "wrong")
+    workspace.csv(2)
+    if not is_pruned:
+        file = workspace.folder / "rowmill.yaml"
+        file.write_text(f"keep_answers: committed\n{file.read_text()}")
+    rescue = "repairs: 0, rescue: [{on: [invalid_answer], model: big}], "
+    assert cli.run(checked_job(workspace, rescue + "check: [\"answer = 'right'\"]"))["requests"] == 4
+    if is_pruned:
+        assert cli("ledger", "prune", "--job", "job", "--workspace", workspace.folder) == 0
+    assert cli.run(checked_job(workspace, rescue + "check: [\"answer like 'r%'\"]"))["requests"] == 0
+    found = [(row["answer"], row["answer_rung"]) for row in read(workspace.folder / "out")]
+    assert found == [("right", 1), ("right", 1)]

@@ -87,13 +87,16 @@ def test_rebuilt_tables_have_the_evidence_without_the_source(
     assert read(workspace.folder / "out") == before
 
 
+@pytest.mark.parametrize("is_pruned", [False, True], ids=["answers", "no answers"])
 def test_evidence_that_is_added_later_is_computed_without_a_request(
-    cli: Cli, workspace: Workspace, provider: ScriptedProvider, read: ReadTable
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider, read: ReadTable, is_pruned: bool
 ) -> None:
     provider.script = quotes(a="one")
     workspace.write("rows.csv", "id,text\n1,a one\n")
     steps = f"[{STEP.replace(', evidence: {quote: text}, MORE', '')}]"
     assert cli.run(workspace.job(steps=steps))["requests"] == 1
+    if is_pruned:
+        assert cli("ledger", "prune", "--job", "job", "--workspace", workspace.folder) == 0
     job = evidence_job(workspace)
     assert cli("run", job, "--quiet") == 2
     assert cli.run(job, "--schema-change", "backfill")["requests"] == 0
