@@ -156,6 +156,8 @@ def _parse_type(spec: Any, where: KeyPath) -> tuple[dict[str, Any], pa.DataType]
         kind = {"string": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}[kinds]
     _check_keywords(schema, kinds, where)
     schema["type"] = [kinds, "null"] if nullable else kinds
+    if nullable and schema.get("const") is not None:
+        schema["enum"] = [schema.pop("const")]
     if nullable and "enum" in schema and None not in schema["enum"]:
         schema["enum"] = [*schema["enum"], None]
     return schema, kind

@@ -110,7 +110,15 @@ Typed = tuple[dict[str, Any], st.SearchStrategy[Any]]
 @st.composite
 def types(draw: st.DrawFn, depth: int = 2) -> Typed:
     """Draw a type with the answers that fit it."""
-    kinds = ["string", "integer", "number", "boolean", "enum", *(["array", "prefix", "object"] if depth else [])]
+    kinds = [
+        "string",
+        "integer",
+        "number",
+        "boolean",
+        "enum",
+        "const",
+        *(["array", "prefix", "object"] if depth else []),
+    ]
     kind = draw(st.sampled_from(kinds))
     spec: dict[str, Any] = {"type": kind}
     answers: st.SearchStrategy[Any]
@@ -126,6 +134,9 @@ def types(draw: st.DrawFn, depth: int = 2) -> Typed:
     elif kind == "enum":
         values = draw(st.lists(TEXTS, min_size=1, max_size=3, unique=True))
         spec, answers = {"enum": values}, st.sampled_from(values)
+    elif kind == "const":
+        value = draw(TEXTS)
+        spec, answers = {"const": value}, st.just(value)
     elif kind == "object":
         properties = {name: draw(types(depth - 1)) for name in draw(PROPERTY_NAMES)}
         spec = {"type": "object", "properties": {name: one[0] for name, one in properties.items()}}
@@ -137,7 +148,7 @@ def types(draw: st.DrawFn, depth: int = 2) -> Typed:
             spec["prefixItems"] = [items, items]
     if draw(st.booleans()):
         spec, answers = {**spec, "nullable": True}, answers | st.none()
-        if "enum" in spec:
+        if "enum" in spec or "const" in spec:
             spec["type"] = "string"
     return spec, answers
 
