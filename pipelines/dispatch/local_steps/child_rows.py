@@ -36,6 +36,10 @@ MAX_GATHERED_BYTES = 8 << 20
 """Finished children of one source row in memory; more are in a file until the last one has settled."""
 MAX_RENDERING_CHUNKS = 3
 """Chunks of children whose first requests are being rendered and looked up at the same time."""
+MAX_REPEATED_BYTES = 1 << 30
+"""Of one source row, in the results of its children."""
+MAX_FINISHED_BYTES = 256 << 20
+"""Of source rows in the results of their children that are handed to the committer together, unless it is one."""
 FOLD_SECONDS = 0.1
 """Time that folded rows wait for others, so that they share requests."""
 
@@ -262,10 +266,23 @@ class ChildRows:
             self._numbers += 1
             self._families[family.number] = family
             families.append(family)
-            if (error := expansion.errors.get(place)) is not None:
+            error = expansion.errors.get(place) or self._excess(family)
+            if error is not None:
+                family.count = 0
                 family.failures.append((-1, RowFailure(0, self._step.name, error, 0, self._run_id, now_us())))
         self._complete([family for family in families if family.is_complete])
         return families
+
+    def _excess(self, family: _Family) -> RowError | None:
+        """Return the error of a source row whose columns would be repeated too often in the results."""
+        count = family.count or 0
+        if self._step.fold is not None or family.rows.nbytes * count <= MAX_REPEATED_BYTES:
+            return None
+        nbytes = family.source.nbytes
+        if nbytes * count <= MAX_REPEATED_BYTES:
+            return None
+        found = f"each of {count:,} result rows would repeat {nbytes / 1e6:.1f} MB of its source row"
+        return RowError("input", f"{found}; leave long columns out of the results (sink.columns, or keep: false)")
 
     async def _start_children(
         self, rows: pa.Table, key_starts: Sequence[str], families: Sequence[_Family], expansion: Expansion
@@ -287,6 +304,12 @@ class ChildRows:
                 self._step.each.children, expansion, begin, min(begin + size, expansion.total)
             )
             begin += len(places)
+            if any(families[place].failures for place in places):
+                # Nothing is paid for the children of a source row that has failed.
+                going = [at for at, place in enumerate(places) if not families[place].failures]
+                places, children = [places[at] for at in going], children.take(pa.array(going, pa.int64()))
+                if not places:
+                    continue
             table = children.append_column(SOURCE, pa.array([families[place].number for place in places], pa.int64()))
             if names:
                 for name, values in zip(names, inherited.take(pa.array(places, pa.int64())).columns, strict=True):
@@ -414,7 +437,10 @@ class ChildRows:
             self._gathered_bytes -= family.nbytes
         if self._step.fold is None:
             self._owner.record_settled(len(asked), sum(bool(family.failures) for family in asked))
-            self._owner.finish(self._finished_children(done, failed))
+            first, *others = _portions(done)
+            self._owner.finish(self._finished_children(first, failed))
+            for portion in others:
+                self._owner.finish(self._finished_children(portion, ()))
         else:
             failed_asked = sum(bool(family.failures) for family in asked)
             self._owner.record_settled(failed_asked, failed_asked)
@@ -507,8 +533,8 @@ class ChildRows:
             sources = pa.concat_tables([family.source.select(own) for family in families])
             numbers = pa.array([family.number for family in families], pa.int64())
             rows = pc.index_in(children.column(SOURCE), numbers)
-            for name, values in zip(own, sources.take(rows).columns, strict=True):
-                children = children.append_column(name, values)
+            for name in own:
+                children = children.append_column(name, _repeated(sources.column(name), rows.combine_chunks()))
         return children
 
     def _start_folded(self) -> None:
@@ -528,6 +554,31 @@ class ChildRows:
                 row_bytes=table.nbytes // max(1, table.num_rows),
             )
         )
+
+
+def _portions(families: Sequence[_Family]) -> list[list[_Family]]:
+    """Divide source rows by what their columns take in the results of their children; one portion if it is little."""
+    sizes = {id(family.rows): family.rows.nbytes for family in families}
+    if sum(sizes[id(family.rows)] * (family.count or 0) for family in families) <= MAX_FINISHED_BYTES:
+        return [list(families)]
+    portions: list[list[_Family]] = [[]]
+    total = 0
+    for family in families:
+        nbytes = family.source.nbytes * (family.count or 0)
+        if portions[-1] and total + nbytes > MAX_FINISHED_BYTES:
+            portions.append([])
+            total = 0
+        portions[-1].append(family)
+        total += nbytes
+    return portions
+
+
+def _repeated(values: pa.ChunkedArray, rows: pa.Array) -> pa.Array | pa.ChunkedArray:
+    """Return the values at these places. Texts and lists stay where they are: a long text may have many children."""
+    # DuckDB does not read dictionaries of structs.
+    if pa.types.is_string(values.type) or pa.types.is_binary(values.type) or pa.types.is_list(values.type):
+        return pa.DictionaryArray.from_arrays(rows, values.combine_chunks())
+    return values.take(rows)
 
 
 def _is_needed(name: str, columns: frozenset[str]) -> bool:

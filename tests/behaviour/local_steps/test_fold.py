@@ -96,6 +96,7 @@ def test_the_children_of_a_large_source_row_wait_in_a_file(
     steps: tuple[str, ...],
 ) -> None:
     monkeypatch.setattr(child_rows, "MAX_GATHERED_BYTES", limit)
+    monkeypatch.setattr(child_rows, "MAX_FINISHED_BYTES", limit)
     monkeypatch.setattr(run_steps, "CHUNK_ROWS", 7)
     sizes = {1: 50, 2: 0, 3: 1, 4: 23}
     documents.write({number: [f"w{number}-{index}" for index in range(size)] for number, size in sizes.items()})
@@ -112,6 +113,30 @@ def test_the_children_of_a_large_source_row_wait_in_a_file(
             (number, index, fact) for number, facts in expected.items() for index, fact in enumerate(facts)
         ]
     assert list((documents.workspace.folder / ".rowmill").rglob("children-*")) == []
+
+
+def test_a_long_text_is_not_copied_for_each_of_its_children(cli: Cli, documents: DocumentJobs, read: ReadTable) -> None:
+    documents.write({1: ["x"], 2: ["y"], 3: None})
+    text = '{name: text, select: {body: "repeat(words[1], 1000000)"}, keep: false}'
+    # All copies would be more than a column of Arrow can have.
+    children = '{name: piece, each: {list: "range(2200)"}}'
+    report = cli.run(documents.job(text, children, '{name: all, fold: {size: "length(any_value(body))", n: count(*)}}'))
+    assert report["exit_code"] == 0
+    assert [(row["id"], row["size"], row["n"]) for row in rows_of(read, documents)] == [
+        (1, 1_000_000, 2200), (2, 1_000_000, 2200), (3, None, 2200)
+    ]  # fmt: skip
+
+
+def test_a_source_row_that_the_results_would_repeat_too_often_is_an_error_before_it_costs_anything(
+    cli: Cli, documents: DocumentJobs, provider: ScriptedProvider, read: ReadTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child_rows, "MAX_REPEATED_BYTES", 2000)
+    documents.write({1: ["a"] * 50, 2: ["b", "c"], 3: []})
+    report = cli.run(documents.job(sink="{parquet: out, columns: [words]}"))
+    assert (report["rows_ok"], report["rows_failed"], sorted(provider.prompts())) == (2, 1, ["b", "c"])
+    (error,) = rows_of(read, documents, "errors")
+    assert (error["id"], error["piece_index"], error["step"], error["error_class"]) == (1, None, "piece", "input")
+    assert error["message"].startswith("each of 50 result rows would repeat 0.0 MB of its source row; leave long")
 
 
 def test_a_constant_in_a_fold_and_arrays_of_a_fixed_size_are_as_in_duckdb(
