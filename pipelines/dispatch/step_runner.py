@@ -395,8 +395,8 @@ class StepRunner:
         """Run one step; return the rows that have finished it."""
         if chunk.rung:
             step = step.rungs[chunk.rung - 1]
-        elif FAILED_STEP in chunk.table.column_names:
-            chunk = self._without_failed_before(chunk, step)
+        elif step.rungs:
+            chunk = self._without_rescued_before(self._without_failed_before(chunk, step), step)
             if not chunk.keys:
                 self._end_rendering(chunk)
                 return chunk
@@ -419,6 +419,8 @@ class StepRunner:
 
     def _without_failed_before(self, chunk: Chunk, step: RunStep) -> Chunk:
         """Let a rung request the rows that failed in this step in an earlier run; return the chunk without them."""
+        if FAILED_STEP not in chunk.table.column_names:
+            return chunk
         failed_steps = chunk.table.column(FAILED_STEP).to_pylist()
         failed = [row for row, name in enumerate(failed_steps) if name == step.route.step]
         if not failed:
@@ -431,11 +433,42 @@ class StepRunner:
             rescued.setdefault(place, []).append(row)
         # An answer that stayed invalid has taken all repair turns.
         repairs = [step.repairs if error_class == "invalid_answer" else 0 for error_class in classes]
+        return self._left_to_rungs(chunk, step, rescued, repairs)
+
+    def _without_rescued_before(self, chunk: Chunk, step: RunStep) -> Chunk:
+        """Leave rows of the sink to the rungs that have answered them, if these outputs pass the checks of today.
+
+        Theirs are the last answers, although that of the step as declared may pass other checks, too.
+        """
+        names = [KEPT_PREFIX + column.name for column in step.route.endpoint.fields]
+        if self._is_retrying or step.job is None or not {KEPT_ROW, *names}.issubset(chunk.table.column_names):
+            return chunk
+        is_kept, rungs = _kept_rows(chunk, step)
+        rows = [row for row, rung in enumerate(rungs) if is_kept[row] and 0 < rung <= len(step.rungs)]
+        if rows and step.quality is not None:
+            taken = chunk.table.take(pa.array(rows, pa.int64()))
+            values = [tuple(row.values()) for row in taken.select(names).to_pylist()]
+            _, failures = step.quality.evaluate(step.quality.inputs(taken), step.route.endpoint.arrays(values))
+            rows = [row for place, row in enumerate(rows) if place not in failures]
+        if not rows:
+            return chunk
+        answered: dict[int, list[int]] = {}
+        for row in rows:
+            answered.setdefault(rungs[row], []).append(row)
+        if chunk.straggling_step != chunk.step:
+            self._pending.record_skipped(step.route.step, len(rows))
+        return self._left_to_rungs(chunk, step, answered, [0] * len(rungs))
+
+    def _left_to_rungs(
+        self, chunk: Chunk, step: RunStep, rescued: dict[int, list[int]], repairs: Sequence[int]
+    ) -> Chunk:
+        """Start a chunk for each rung with its rows, by its place; return the chunk without them."""
+        taken = {row for rows in rescued.values() for row in rows}
         self._start_rungs(chunk, step.ladder, rescued, repairs)
-        rest = chunk.select([row for row, name in enumerate(failed_steps) if name != step.route.step])
+        rest = chunk.select([row for row in range(len(chunk.keys)) if row not in taken])
         rest.failures, rest.failed = chunk.failures, chunk.failed
         rest.is_rendering, rest.straggling_step = chunk.is_rendering, chunk.straggling_step
-        self._add_open_rows(chunk, -len(failed))
+        self._add_open_rows(chunk, -len(taken))
         return rest
 
     def _start_rungs(self, chunk: Chunk, ladder: Ladder, rescued: dict[int, list[int]], repairs: Sequence[int]) -> None:
@@ -601,10 +634,7 @@ class StepRunner:
         wanted = {KEPT_ROW, *names}
         if self._is_retrying or step.job is None or not wanted.issubset(chunk.table.column_names):
             return
-        kept = chunk.table.column(KEPT_ROW).to_pylist()
-        rungs = [0] * len(kept)
-        if (rung_name := KEPT_PREFIX + (step.rung_column or "")) in chunk.table.column_names:
-            rungs = [rung or 0 for rung in chunk.table.column(rung_name).to_pylist()]
+        kept, rungs = _kept_rows(chunk, step)
         if chunk.rung:
             kept = [is_kept and rung == chunk.rung for is_kept, rung in zip(kept, rungs, strict=True)]
         asked = [fingerprint for fingerprint, (_, rows) in requests.items() if any(kept[row] for row in rows)]
@@ -958,6 +988,15 @@ def _mode_note(step: RunStep, mode: str) -> str:
 def _is_new_failure(chunk: Chunk, row: int) -> bool:
     failed_before = FAILED_STEP in chunk.table.column_names and chunk.table.column(FAILED_STEP)[row].is_valid
     return chunk.asked[row] or not failed_before
+
+
+def _kept_rows(chunk: Chunk, step: RunStep) -> tuple[Sequence[bool], Sequence[int]]:
+    """Return for each row whether the sink has outputs that only other checks have accepted, and by which rung."""
+    kept = chunk.table.column(KEPT_ROW).to_pylist()
+    name = KEPT_PREFIX + (step.rung_column or "")
+    if name not in chunk.table.column_names:
+        return kept, [0] * len(kept)
+    return kept, [rung or 0 for rung in chunk.table.column(name).to_pylist()]
 
 
 def _first_requested_row(chunk: Chunk, step: RunStep) -> int | None:

@@ -461,6 +461,8 @@ class _ChunkDryRun:
         settled: dict[int, Values | RowError] = {}
         turns = Counter[int]()
         unresolved = [place for place in requests if place not in guessed]
+        settled |= self._rescued_before(step, unresolved)
+        unresolved = [place for place in unresolved if place not in settled]
         settled |= self._last_answers(step, {place: requests[place] for place in unresolved})
         unresolved = [place for place in unresolved if place not in settled]
         while unresolved:
@@ -524,6 +526,16 @@ class _ChunkDryRun:
             return {}
         kept, rows = self._table.column(KEPT_ROW).to_pylist(), self._table.select(names).to_pylist()
         return {place: tuple(rows[place].values()) for place in places if kept[place]}
+
+    def _rescued_before(self, step: PreparedStep, places: Sequence[int]) -> Mapping[int, Values | RowError]:
+        """Return the outputs in the sink that a rung has answered and that pass the checks of today."""
+        name = KEPT_PREFIX + ("" if step.rung_field is None else step.rung_field.name)
+        if not step.rungs or name not in self._table.column_names:
+            return {}
+        rungs = self._table.column(name).to_pylist()
+        kept = self._kept_rows(step, [place for place in places if 0 < (rungs[place] or 0) <= len(step.rungs)])
+        failures = self._failed_checks(step, kept)
+        return {place: values for place, values in kept.items() if place not in failures}
 
     def _failed_checks(
         self, step: PreparedStep, results: Mapping[int, Values | RowError]

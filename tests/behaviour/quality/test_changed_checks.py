@@ -168,20 +168,29 @@ def test_pruned_answers_are_checked_in_the_sink(
     assert answers(read, workspace) == {1: "1", 2: "2", 3: "3"}
 
 
-@pytest.mark.parametrize("is_pruned", [False, True], ids=["committed", "pruned"])
-def test_outputs_of_a_rung_in_the_sink_are_accepted_as_those_of_the_rung(
-    cli: Cli, workspace: Workspace, provider: ScriptedProvider, read: ReadTable, is_pruned: bool
+@pytest.mark.parametrize("answers_are", ["kept", "committed", "pruned"])
+def test_the_answer_of_a_rung_is_the_last_one_although_another_check_would_accept_that_before(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider, read: ReadTable, answers_are: str
 ) -> None:
-    """With `committed` the ledger still has the answers of the step as declared, which the checks refuse."""
+    """With `committed` the ledger has the answers of the step as declared, and not those of the rung."""
     provider.script = lambda path, body, count: chat_reply("right" if body["model"] == "big" else "wrong")
     workspace.csv(2)
-    if not is_pruned:
+    if answers_are == "committed":
         file = workspace.folder / "rowmill.yaml"
         file.write_text(f"keep_answers: committed\n{file.read_text()}")
-    rescue = "repairs: 0, rescue: [{on: [invalid_answer], model: big}], "
-    assert cli.run(checked_job(workspace, rescue + "check: [\"answer = 'right'\"]"))["requests"] == 4
-    if is_pruned:
+    rescue = "repairs: 0, rescue: [{on: [invalid_answer], model: big}]"
+    assert cli.run(checked_job(workspace, rescue + ", check: [\"answer = 'right'\"]"))["requests"] == 4
+    if answers_are == "pruned":
         assert cli("ledger", "prune", "--job", "job", "--workspace", workspace.folder) == 0
-    assert cli.run(checked_job(workspace, rescue + "check: [\"answer like 'r%'\"]"))["requests"] == 0
-    found = [(row["answer"], row["answer_rung"]) for row in read(workspace.folder / "out")]
-    assert found == [("right", 1), ("right", 1)]
+    for check in (", check: [\"answer like 'r%'\"]", ", check: [\"answer like '%r%'\"]", ""):
+        job = checked_job(workspace, rescue + check)
+        assert cli("plan", job, "--json") == 0
+        assert json.loads(cli.out)["requests"] == 0
+        report = cli.run(job)
+        assert (report["requests"], report["rows_ok"]) == (0, 2)
+        found = [(row["answer"], row["answer_rung"]) for row in read(workspace.folder / "out")]
+        assert found == [("right", 1), ("right", 1)]
+    if answers_are == "kept":
+        before = read(workspace.folder / "out")
+        assert cli("rebuild", job) == 0
+        assert read(workspace.folder / "out") == before
