@@ -53,24 +53,25 @@ from pipelines.pricing.run_budget import BudgetExhausted, Reservation, RunBudget
 
 
 class RequestQueue(asyncio.Queue[RequestGroup]):
-    """Groups that wait for a sender. Those whose rows were sent before come first.
+    """Groups that wait for a sender. Those whose rows were sent before come first, and those that a budget has divided.
 
-    Their chunks end sooner, and verified rows decide on the pack size before more packs are sent.
+    Their chunks end sooner, verified rows decide on the pack size before more packs are sent, and a divided group shows
+    whether a single row still fits before all others are divided.
     """
 
     _queue: deque[RequestGroup]
-    _sent_before = 0
+    _urgent = 0
     """So many, at the front."""
 
     def _put(self, item: RequestGroup) -> None:
-        if item.exchanges or item.is_verification:
-            self._queue.insert(self._sent_before, item)
-            self._sent_before += 1
+        if item.exchanges or item.is_verification or item.is_divided:
+            self._queue.insert(self._urgent, item)
+            self._urgent += 1
         else:
             self._queue.append(item)
 
     def _get(self) -> RequestGroup:
-        self._sent_before = max(0, self._sent_before - 1)
+        self._urgent = max(0, self._urgent - 1)
         return self._queue.popleft()
 
 
@@ -247,6 +248,7 @@ class OnlineDispatcher:
             elif len(group.requests) > 1:
                 # What is left may suffice for some of them.
                 for half in group.halves(group.attempts):
+                    half.is_divided = True
                     self.enqueue(half)
             else:
                 self.stop(exc.name)

@@ -184,6 +184,8 @@ class RequestGroup(Struct):
     exchanges: int = 0
     is_verification: bool = False
     """Whether it requests a row alone that has a packed answer already: its first exchange is no retry."""
+    is_divided: bool = False
+    """Whether it is half of a group that did not fit what is left of a budget."""
     failed_member: Route | None = None
     """The member of a pool that failed it last."""
     has_renewed_key: bool = False

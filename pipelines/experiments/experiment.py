@@ -19,7 +19,7 @@ from pipelines.experiments.combinations import Combination
 from pipelines.experiments.sample import Sample, draw_sample, is_right
 from pipelines.experiments.statistics import unbeaten, wilson_interval
 from pipelines.preparation.prepared_job import pack_of, prepare_job
-from pipelines.pricing.prices import usd
+from pipelines.pricing.prices import PICO
 from pipelines.runtime.run_options import RunOptions
 from pipelines.runtime.services import open_workspace_ledger
 
@@ -214,7 +214,7 @@ def _result(
         right / rows if is_judged else None,
         low if is_judged else None,
         high if is_judged else None,
-        None if costs.cost is None else usd(costs.cost) * 1000 / rows,
+        None if costs.cost is None else costs.cost * 1000 / rows / PICO,
         costs.median_latency_ms,
         rows - len(trial.outputs),
         costs.exchanges if are_packs_compared else None,
