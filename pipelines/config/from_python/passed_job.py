@@ -9,7 +9,6 @@ from typing import Any, Self
 
 import duckdb
 import msgspec
-import numpy as np
 from msgspec import Struct
 from pydantic import model_validator
 
@@ -136,6 +135,7 @@ def _plain(value: Any) -> Any:
         return {"on" if key is True else key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
-    if isinstance(value, np.generic):
-        return value.item()
+    if type(value).__module__ == "numpy":
+        # Whoever has a number of numpy has imported it; others may not have it.
+        return value.tolist()
     return str(value) if isinstance(value, PathLike) else value
