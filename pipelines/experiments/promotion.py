@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
@@ -67,8 +68,11 @@ def promote(loaded: LoadedJob, combination: Combination) -> Promotion:
 
 
 def write_promotion(loaded: LoadedJob, promotion: Promotion) -> None:
-    """Replace the job file."""
-    write_atomically(loaded.path.resolve(), promotion.new.replace("\n", promotion.line_end).encode())
+    """Replace the content of the job file."""
+    path = loaded.path.resolve()
+    mode = path.stat().st_mode
+    write_atomically(path, promotion.new.replace("\n", promotion.line_end).encode())
+    path.chmod(stat.S_IMODE(mode))
 
 
 def _assignment(loaded: LoadedJob, setting: Setting) -> str:

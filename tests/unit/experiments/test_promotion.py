@@ -121,15 +121,16 @@ def job_values(loaded: LoadedJob) -> dict[str, Any]:
     return read_job_file(loaded.path).content.values
 
 
-def test_the_line_ends_of_the_file_stay(loaded: LoadedJob) -> None:
+def test_the_line_ends_and_the_mode_of_the_file_stay(loaded: LoadedJob) -> None:
     file = loaded.path
     file.write_bytes(JOB.replace("\n", "\r\n").encode())
+    file.chmod(0o640)
     written = load_job(file)
     promotion = promoted(written, "steps.label.messages.0.system", "You sort mail.\nBe brief.\n")
     write_promotion(written, promotion)
     new = JOB.replace("You label tickets.", "You sort mail.")
     assert file.read_bytes() == new.replace("\n", "\r\n").encode()
-    assert promotion.diff.count("\n+ ") == 1
+    assert (promotion.diff.count("\n+ "), file.stat().st_mode & 0o777) == (1, 0o640)
 
 
 SHARED = JOB.replace("params: {temperature", "params: &low {temperature").replace(
