@@ -183,8 +183,11 @@ def main() -> None:
             "rebuild": ["rebuild", job],
             "ledger prune": ["ledger", "prune", "--workspace", str(folder), "--older-than", "0h"],
         }
-        lines.extend([name, *finished(*arguments).cells()] for name, arguments in commands.items())
-        show(lines)
+        try:
+            for name, arguments in commands.items():
+                lines.append([name, *finished(*arguments).cells()])
+        finally:
+            show(lines)
 
 
 if __name__ == "__main__":
