@@ -117,7 +117,7 @@ class Each:
         where = (*where, "each")
         extra: list[pa.Field] = []
         if isinstance(model.each, ElementOptions):
-            expressions = SqlExpressions({model.name: model.each.list}, schema, (*where, "list"))
+            expressions = SqlExpressions({model.name: model.each.list}, schema, (*where, "list"), has_keys=False)
             kind = expressions.fields[0].type
             if not isinstance(kind, pa.ListType | pa.FixedSizeListType):
                 expressions.close()

@@ -33,17 +33,20 @@ class SqlExpressions:
         where: KeyPath,
         group_by: str | None = None,
         memory_limit: str = "128MB",
+        has_keys: bool = True,
     ) -> None:
         """Raise JobError below `where` for an expression that these columns do not allow.
 
-        `group_by`: the int64 column by which rows are aggregated; None: each expression is about one row.
+        `group_by`: the int64 column by which rows are aggregated; None: each expression is about one row. `has_keys`:
+        the names are keys below `where`; false: the only expression is the value at `where`.
         """
+        paths: dict[str, KeyPath] = {name: (*where, name) if has_keys else where for name in expressions}
         names: set[str] = set()
         for name, sql in expressions.items():
             if not name or "\0" in name or RESERVED_NAME.match(name):
-                raise JobError((*where, name), "this name is reserved for Rowmill", "choose another")
-            names |= predicate_columns(sql, dict.fromkeys(schema.names), (*where, name))
-            _check_functions(sql, (*where, name))
+                raise JobError(paths[name], "this name is reserved for Rowmill", "choose another")
+            names |= predicate_columns(sql, dict.fromkeys(schema.names), paths[name])
+            _check_functions(sql, paths[name])
         self.columns = frozenset(names)
         """The columns that the expressions read."""
         self._names = sorted(names)
@@ -54,7 +57,7 @@ class SqlExpressions:
         # The chunks of a worker are in threads of their own.
         self._turn = threading.Lock()
         self._nothing = pa.schema([pa.field(self._first, pa.int64()), *map(schema.field, self._names)]).empty_table()
-        self._columns = [self._typed(name, f"(\n{sql}\n)", (*where, name)) for name, sql in expressions.items()]
+        self._columns = [self._typed(name, f"(\n{sql}\n)", paths[name]) for name, sql in expressions.items()]
         self._query = f"select {identifier(self._first)}, {', '.join(self._columns)} from evaluated_rows"
         if group_by is not None:
             self._query += f" group by {identifier(group_by)}"

@@ -184,8 +184,9 @@ def test_the_children_of_many_source_rows_share_embedding_requests(
         (("{name: piece, each: {list: words}, when: id > 1}",), "such a step applies to all rows"),
         (("{name: piece, each: {split: words, tokens: 9}}",), "only text is split"),
         (("{name: piece, each: {list: id}}",), "its type is int64"),
+        (("{name: piece, each: {list: nothing}}",), "steps.piece.each.list: no column nothing here"),
     ],
-    ids=["nested", "no each", "when", "split of a list", "no list"],
+    ids=["nested", "no each", "when", "split of a list", "no list", "no column"],
 )
 def test_steps_that_cannot_be_are_refused(
     cli: Cli, documents: DocumentJobs, steps: tuple[str, ...], words: str
