@@ -87,6 +87,9 @@ class _PageText:
             else:
                 self._close(name)
                 self._add(element.tail)
+        if self._parts[-1:] == ["\t"]:
+            # The page ends with a cell.
+            self._parts.pop()
         self.text = "".join(self._parts)
 
     def _open(self, name: str) -> None:

@@ -93,6 +93,7 @@ PAGE_TEXT = "Head\n\nOne two three.\n\nCafé 😀\n\na\nb c\n\n1\t2\n3\t4\n\n  a
         (PAGE.encode("utf-16"), "text/html", [PAGE_TEXT]),
         (b"<html><meta charset=iso-8859-1><p>caf\xe9 \x80", "text/html", ["café €"]),
         (b"<p>part of a page</p>\n", "text/html", ["part of a page"]),
+        (b"<table><tr><td>a</td><td>b</td></tr><tr><td>c</td><td>d</td></tr></table>", "text/html", ["a\tb\nc\td"]),
         (b"<p align=center>Badge</p>\n\n# Title\n", "text/markdown", ["<p align=center>Badge</p>\n\n# Title\n"]),
         (b"# Title\r\n\r\n- item", "text/markdown", ["# Title\n\n- item"]),
         ("\ufeffPlain\rtext, äöü\0".encode(), "text/plain", ["Plain\ntext, äöü"]),
