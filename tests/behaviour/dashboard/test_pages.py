@@ -248,8 +248,9 @@ def test_the_command_prints_its_address_ends_with_ctrl_c_and_names_a_taken_port(
     workspace.csv(1)
     workspace.job()
     started = Forked(COMMAND, "watch", "--port", "0", cwd=workspace.folder)
-    address = re.search(r"at http://127.0.0.1:(\d+)/\?token=(\S+)$", started.first_line())
-    assert address is not None
+    line = started.first_line()
+    address = re.search(r"at http://127.0.0.1:(\d+)/\?token=(\S+)$", line)
+    assert address is not None, line
     connection = http.client.HTTPConnection("127.0.0.1", int(address[1]), timeout=20)
     connection.request("GET", "/events", headers={"Cookie": f"rowmill_{address[1]}={address[2]}"})
     stream = connection.getresponse()
