@@ -11,10 +11,12 @@ from msgspec import Struct, to_builtins
 
 from connectors.contracts import Endpoint
 from connectors.endpoints.conversation.conversation_endpoint import ConversationEndpoint
+from connectors.errors import JobError
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.workspace_file import LOCAL
 from pipelines.dispatch.request_types import total_cost
 from pipelines.dispatch.rescue.rescued_rows import rescued_classes
+from pipelines.execution.budget_checks import check_budget
 from pipelines.ledger.projection import childless_rows
 from pipelines.monitoring.json_log import print_problem
 from pipelines.planning.dry_run import DryRun, StepEstimate, dry_run
@@ -134,6 +136,8 @@ class Plan(Struct, frozen=True):
     """The first requests, as they would be sent."""
     warnings: Sequence[str] = ()
     """Lines about settings that are allowed and hardly meant."""
+    unbounded: str | None = None
+    """What bounds the highest cost, if nothing does so far; a budget would be refused."""
 
     @property
     def whole(self) -> bool:
@@ -168,6 +172,7 @@ def build_plan(loaded: LoadedJob) -> Plan:
         scale = requested / estimates.rows if estimates.rows else 0.0
         steps = [_step(ready, estimate, scale) for estimate in estimates.steps]
         seconds, bound_by = _time(ready, steps)
+        high_usd = _sum([step.high_usd for step in steps])
         return Plan(
             job=ready.job.name,
             rows=counts.rows,
@@ -184,7 +189,7 @@ def build_plan(loaded: LoadedJob) -> Plan:
             output_tokens=sum(step.output_tokens for step in steps),
             low_usd=_sum([step.low_usd for step in steps]),
             expected_usd=_sum([step.expected_usd for step in steps]),
-            high_usd=_sum([step.high_usd for step in steps]),
+            high_usd=high_usd,
             batch_usd=_sum([step.batch_usd for step in steps]),
             rescue_usd=_sum([step.rescue_usd for step in steps]),
             seconds=seconds,
@@ -195,7 +200,17 @@ def build_plan(loaded: LoadedJob) -> Plan:
             disk_bytes=round(_disk(estimates) * scale),
             examples=[{"step": name, "request": orjson.loads(request.body)} for name, request in estimates.examples],
             warnings=job_warnings(ready),
+            unbounded=None if high_usd is not None else _budget_remedy(ready),
         )
+
+
+def _budget_remedy(ready: PreparedJob) -> str:
+    """Return what a budget would lack."""
+    try:
+        check_budget(ready)
+    except JobError as exc:
+        return exc.remedy
+    return "add params: {max_tokens: N}"
 
 
 def _model_limit(endpoint: Endpoint) -> int | None:

@@ -154,7 +154,7 @@ def _cost(plan: Plan) -> str:
     def money(usd: float | None) -> str:
         return format_money(usd, decimals)
 
-    high = "no upper bound: add params: {max_tokens: N}" if plan.high_usd is None else f"{money(plan.high_usd)} at most"
+    high = f"no upper bound: {plan.unbounded}" if plan.high_usd is None else f"{money(plan.high_usd)} at most"
     online = f"{money(plan.expected_usd)} expected, {money(plan.low_usd)} at least, {high}"
     expected, lines = plan.expected_usd, [online]
     if plan.batch_usd is not None and plan.delivery == "batch":

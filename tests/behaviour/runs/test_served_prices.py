@@ -202,6 +202,9 @@ def test_a_hosted_tool_that_nothing_bounds_is_refused_under_a_budget(
     assert cli("run", workspace.job(steps=step, budget="{usd: 5}")) == 2
     assert message in cli.err and "so no budget can hold" in cli.err
     assert provider.seen == []
+    remedy = cli.err.strip().rpartition("; ")[2]
+    assert cli("plan", workspace.job(steps=step)) == 0
+    assert f"no upper bound: {remedy}" in " ".join(cli.out.split())
 
 
 def test_calls_of_hosted_tools_are_counted_charged_and_reserved(
