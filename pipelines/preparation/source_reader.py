@@ -83,14 +83,15 @@ class SourceReader:
             self._db.execute(f"set memory_limit = '{MAX_MEMORY_BYTES}B'")
             self._columns = dict(self._described() if opened.columns is None else opened.columns)
             self._check_names()
-            save_columns(facts.columns_file, self._columns)
             self._db.execute(f"set memory_limit = '{self._memory(bool(opened.urls))}B'")
             # Set before the connections are locked.
             self._rows = self._open.enter_context(contextlib.closing(self._db.cursor()))
             self._rows.execute(f"set streaming_buffer_size = '{STREAM_BUFFER}'")
             lock_down(self._db, [facts.scratch], [*paths, *map(literal_path, paths), *opened.urls])
             self._cast_null_columns(known)
-            self._fit_nanoseconds(facts.known_types)
+            if saved is None:
+                self._fit_nanoseconds(facts.known_types)
+                save_columns(facts.columns_file, self._columns)
             self._plain_kinds: dict[str, str] = {}
             """SQL type -> the type that Arrow and Parquet have for it."""
             self.schema: pa.Schema = self._arrow_schema()

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from aiohttp import web
 
@@ -232,6 +234,27 @@ def test_rebuild_writes_the_tables_again_and_sends_nothing(workspace: Any, provi
     assert cli("rebuild", job) == 0
     assert read(workspace.folder / "out") == before
     assert provider.seen == []
+
+
+def test_rebuild_needs_no_source_whatever_the_types_of_its_columns(workspace: Any, provider: Any, cli: Any) -> None:
+    rows = {
+        "id": pa.array([1, 2]),
+        "text": pa.array(["a", "b"]),
+        "exact": pa.array([1_700_000_000_123_456_789, None], pa.timestamp("ns")),
+        "short": pa.array([1_700_000_000_123_456_000, None], pa.timestamp("ns")),
+        "nothing": pa.nulls(2),
+        "parts": pa.array([[{"a": 1}], None], pa.list_(pa.struct([("a", pa.int32())]))),
+    }
+    pq.write_table(pa.table(rows), workspace.folder / "rows.parquet")
+    job = workspace.job(source="{parquet: rows.parquet, key: id}", sink="{parquet: out, columns: all}")
+    cli.run(job)
+    before = pq.read_table(workspace.folder / "out" / "results").sort_by("id")
+    assert before.num_rows == 2
+    (workspace.folder / "rows.parquet").unlink()
+    for _ in range(2):
+        assert cli("rebuild", job) == 0
+        assert pq.read_table(workspace.folder / "out" / "results").sort_by("id") == before
+        remove(workspace.folder / "out")
 
 
 def refused(message: str) -> Any:
