@@ -230,7 +230,9 @@ class Workspace(Struct, frozen=True):
             return value
         lines = self._read_env_file().unreadable_lines
         doubt = f", whose line {lines[0]} is no assignment" if lines else ""
-        remedy = f"export {variable}={example}, or write {variable}={example} in {self._env_file_name()}{doubt}"
+        remedy = f"export {variable}={example}"
+        if self.settings.env_file is not False:
+            remedy += f", or write {variable}={example} in {self._env_file_name()}{doubt}"
         raise JobError(where, f"the variable {variable} is not set", remedy)
 
     def _env_file_name(self) -> str:

@@ -116,6 +116,14 @@ def test_a_key_is_read_on_demand_and_never_shown(
     assert "sk-secret" not in repr((found, provider))
 
 
+def test_a_workspace_without_environment_file_is_not_told_to_write_one(
+    contract_workspace: str, workspace: Callable[[str], Workspace]
+) -> None:
+    with pytest.raises(JobError) as caught:
+        workspace(f"{contract_workspace}\nenv_file: false\n").provider("openai")
+    assert caught.value.remedy == "export OPENAI_API_KEY=YOUR_KEY"
+
+
 def test_an_unset_key_without_a_file_is_reported_at_the_step(folder: Path) -> None:
     where = "jobs/x.yaml:5: steps.label.provider"
     with pytest.raises(JobError) as caught:
