@@ -61,6 +61,10 @@ class DataError(LocatedError):
     """The input or the existing output is wrong: fix the data. Nothing was sent."""
 
 
+class NoResultsYet(DataError):
+    """The job whose results a job reads has not run."""
+
+
 class FieldError(ValueError):
     """Raised by a model's validator: what was found and what to do; `path` is relative to the model."""
 

@@ -6,7 +6,7 @@ from typing import TypeVar
 import duckdb
 
 from connectors.contracts import Sink, SourceContext
-from connectors.errors import DataError, JobError, KeyPath, RowmillError, did_you_mean
+from connectors.errors import DataError, JobError, KeyPath, NoResultsYet, RowmillError, did_you_mean
 from connectors.sql import identifier_list
 
 MAX_READS = 5
@@ -57,7 +57,7 @@ def open_results(facts: SourceContext, job: str, where: KeyPath) -> Sink:
     if sink is None:
         raise JobError(where, f"{job}: no such job", did_you_mean(job, facts.jobs))
     if not sink.exists():
-        raise DataError(where, f"{job} has no results yet", "run that job first")
+        raise NoResultsYet(where, f"{job} has no results yet", "run that job first")
     return sink
 
 

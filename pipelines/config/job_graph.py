@@ -51,6 +51,11 @@ def load_jobs(
     return jobs
 
 
+def awaits_results(job: GraphJob, others: Iterable[GraphJob]) -> bool:
+    """Return whether a job reads one of the others, which the same command would run before it."""
+    return not {other.name for other in others}.isdisjoint(job.needs)
+
+
 def sort_jobs(jobs: Iterable[GraphJob]) -> list[GraphJob]:
     """Sort the jobs so that each follows those that it reads; JobError for a cycle, a shared name or a shared sink.
 

@@ -14,15 +14,17 @@ from pipelines.config.overrides import Overrides
 def plan_command(jobs: tuple[str, ...], overrides: Overrides, as_json: bool) -> None:
     """Show what a run would send and what it would cost.
 
-    Nothing is sent. JOB is a job file or a folder of them.
+    Nothing is sent. JOB is a job file or a folder of them. A job that reads the results of another one among them,
+    which has not run yet, is named and left out.
 
     \b
     Examples:
       rowmill plan jobs/quickstart.yaml
       rowmill plan jobs/quickstart.yaml --set steps.label.model=gpt-4o
     """
+    from connectors.errors import NoResultsYet
     from connectors.registry import SINKS
-    from pipelines.config.job_graph import load_jobs, render_graph, sort_jobs
+    from pipelines.config.job_graph import awaits_results, load_jobs, render_graph, sort_jobs
     from pipelines.config.overrides import trial_sink
     from pipelines.formatting import print_out
     from pipelines.planning.plan import build_plan
@@ -32,7 +34,13 @@ def plan_command(jobs: tuple[str, ...], overrides: Overrides, as_json: bool) -> 
     if len(graph) > 1 and not as_json:
         click.echo(render_graph(graph) + "\n")
     for place, job in enumerate(graph):
-        plan = build_plan(job.require())
+        try:
+            plan = build_plan(job.require())
+        except NoResultsYet as exc:
+            if not awaits_results(job, graph):
+                raise
+            click.echo(str(exc), err=True)
+            continue
         if place and not as_json:
             click.echo()
         if as_json:

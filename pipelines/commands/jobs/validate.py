@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 import orjson
 
-from connectors.errors import LocatedError, RowmillError
+from connectors.errors import LocatedError, NoResultsYet, RowmillError
 from pipelines.commands.options import job_argument, job_files
 
 
@@ -14,7 +14,8 @@ from pipelines.commands.options import job_argument, job_files
 def validate_command(jobs: tuple[str, ...]) -> int:
     """Check job files without sending or writing anything.
 
-    Checks them against their workspace, the columns of their source and the tables of their sink.
+    Checks them against their workspace, the columns of their source and the tables of their sink. A job that reads
+    the results of another one among them, which has not run yet, is named; its columns are not checked.
 
     \b
     Example:
@@ -22,7 +23,7 @@ def validate_command(jobs: tuple[str, ...]) -> int:
     """
     import contextlib
 
-    from pipelines.config.job_graph import load_jobs, sort_jobs
+    from pipelines.config.job_graph import awaits_results, load_jobs, sort_jobs
     from pipelines.execution.invocation import check_before_run
     from pipelines.formatting import format_count
     from pipelines.preparation.job_warnings import job_warnings, missing_file_warnings
@@ -62,6 +63,10 @@ def validate_command(jobs: tuple[str, ...]) -> int:
                 columns_in = format_count(len(ready.reader.schema), "input column")
                 columns_out = format_count(len(ready.shape.results), "output column")
                 click.echo(f"{loaded.path}: OK, job {ready.job.name} ({columns_in}, {columns_out})")
+        except NoResultsYet as exc:
+            click.echo(str(exc), err=True)
+            # A run of them all makes the results first; all else about this job is checked.
+            worst = worst if awaits_results(candidate, candidates) else 2
         except RowmillError as exc:
             # Of several jobs, an error in a data file or in rowmill.yaml names the one that uses it.
             is_named = len(candidates) == 1 or str(exc).startswith(str(candidate.path))

@@ -72,6 +72,17 @@ def test_mistakes_are_found_before_anything_is_sent(
     assert len(provider.seen) == 2
 
 
+@pytest.mark.parametrize(("command", "shown"), [("plan", "group\n\ntickets: 4 rows"), ("validate", "OK, job tickets")])
+def test_a_folder_that_no_run_has_seen_is_in_order(
+    workspace: Workspace, cli: Cli, tickets: Path, command: str, shown: str
+) -> None:
+    group = group_job(workspace)
+    assert cli(command, group, tickets) == 0
+    assert cli.err == f"{group}:2: source.jobs.tickets: tickets has no results yet; run that job first\n"
+    assert shown in cli.out
+    assert cli(command, group, workspace.job("other", sink="{parquet: other}")) == 2
+
+
 def test_a_job_outside_the_workspace_opens_no_other_file_of_its_folder(
     workspace: Workspace, cli: Cli, tickets: Path, tmp_path: Path
 ) -> None:
