@@ -18,6 +18,7 @@ def test_by_default_an_open_run_is_continued_and_nothing_is_retried_or_changed()
         "row_keys": None,
         "on_request": None,
         "grace_seconds": 30.0,
+        "is_trial": False,
     }
 
 
