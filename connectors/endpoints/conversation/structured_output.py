@@ -1,6 +1,6 @@
 """Typed answers: a job's `output:` as a JSON Schema for the API and as Arrow columns."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -52,7 +52,8 @@ class TypedOutput:
             self._validator = jsonschema_rs.validator_for(self.schema)
         except (ValueError, jsonschema_rs.ValidationError) as exc:
             raise JobError(where, f"is not a JSON Schema: {' '.join(str(exc).split())[:200]}", "correct it") from exc
-        self._converters = [_converter(field.type) for field in fields]
+        converters = ((field.name, _converter(field.type)) for field in fields)
+        self._converters = [(self.names.index(name), convert) for name, convert in converters if convert is not None]
 
     def parse(self, text: str) -> tuple[Any, ...] | str:
         """Return the values of an answer, one for each column, or a message about what does not fit.
@@ -91,10 +92,13 @@ class TypedOutput:
             return False
 
     def _convert(self, answer: Mapping[str, Any]) -> tuple[Any, ...] | str:
+        values = [answer[name] for name in self.names]
         try:
-            return tuple(convert(answer[name]) for name, convert in zip(self.names, self._converters, strict=True))
+            for place, convert in self._converters:
+                values[place] = convert(values[place])
         except OverflowError as exc:
             return str(exc)
+        return tuple(values)
 
 
 def strip_fence(text: str) -> str:
@@ -222,19 +226,25 @@ def _object_schema(properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-def _converter(kind: pa.DataType) -> Any:
-    """Return a function that converts a valid JSON value to one that Arrow accepts for the type."""
+def _converter(kind: pa.DataType) -> Callable[[Any], Any] | None:
+    """Return a function that converts a valid JSON value to one that Arrow accepts; None if Arrow accepts all."""
     if pa.types.is_int64(kind):
         return _int64
     if pa.types.is_float64(kind):
         return lambda value: None if value is None else float(value)
     if pa.types.is_list(kind):
         convert_item = _converter(kind.value_type)
+        if convert_item is None:
+            return None
         return lambda value: None if value is None else [convert_item(item) for item in value]
     if pa.types.is_struct(kind):
-        parts = [(field.name, _converter(field.type)) for field in kind]
-        return lambda value: None if value is None else {name: convert(value[name]) for name, convert in parts}
-    return lambda value: value
+        parts = [(field.name, convert) for field in kind if (convert := _converter(field.type)) is not None]
+        if not parts:
+            return None
+        return lambda value: (
+            None if value is None else {**value, **{name: convert(value[name]) for name, convert in parts}}
+        )
+    return None
 
 
 def _int64(value: Any) -> int | None:
