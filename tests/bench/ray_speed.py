@@ -35,7 +35,7 @@ from speed import HERE, STEPS, as_installed, rowmill, write_input, write_job
 
 from connectors.records import Usage
 from pipelines.engines.ray.ledger import LedgerActor, RemoteLedger
-from pipelines.engines.ray.limits import Limit, LimiterActor, Told
+from pipelines.engines.ray.limits import LimiterActor, LimitSpec, LimitUsage
 from pipelines.ledger.entries import PendingExchange, SettledExchange
 from pipelines.ledger.ledger import Ledger
 
@@ -167,12 +167,14 @@ async def ledger_rate(actor: Any, writers: int, requests: int, in_flight: int) -
 
         async def sender() -> None:
             for _ in left:
-                note = far.next_note()
-                mark = note.to_bytes(16, "big")
-                await far.note(PendingExchange(note, 1, 1, b'["1"]', mark, 1, 1000))
+                exchange_id = far.next_exchange_id()
+                mark = exchange_id.to_bytes(16, "big")
+                await far.record_pending(PendingExchange(exchange_id, 1, 1, b'["1"]', mark, 1, 1000))
                 usage = Usage(60, 0, 20, model_version="m", finish_reason="stop")
                 answers = ((mark, body, reply, None),)
-                await far.settle(SettledExchange(note, 1, 1, b'["1"]', mark, 1, 200, None, usage, 900, answers=answers))
+                await far.settle(
+                    SettledExchange(exchange_id, 1, 1, b'["1"]', mark, 1, 200, None, usage, 900, answers=answers)
+                )
 
         await asyncio.gather(*(sender() for _ in range(in_flight)))
 
@@ -184,7 +186,7 @@ async def ledger_rate(actor: Any, writers: int, requests: int, in_flight: int) -
 async def limiter_rate(actor: Any, workers: int, calls: int) -> float:
     """Renewals a second by so many workers."""
     needs = {"requests": 1.0, "tokens": 1.0, "slots": 1.0}
-    result = {"key": Told((1.0, 1.0), 1, frozenset(), (None, None), 0.0, needs)}
+    result = {"key": LimitUsage((1.0, 1.0), 1, frozenset(), (None, None), 0.0, needs)}
 
     async def worker(number: int) -> None:
         for _ in range(calls // workers):
@@ -204,13 +206,13 @@ def actors() -> None:
         ledger = Ledger(path)
         ledger.register_route("run", "job", "step", "provider", "chat", "m")
         ray.init(address="local", object_store_memory=256 << 20, **ALONE)
-        far = ray.remote(num_cpus=0, max_concurrency=100_000)(LedgerActor).remote(path, "job")
+        far = ray.remote(num_cpus=0, max_concurrency=100_000)(LedgerActor).remote(path, "job", "process")
         for writers, in_flight in ((1, 100), (4, 100), (4, 500)):
             rate = asyncio.run(ledger_rate(far, writers, 20_000, in_flight))
             print(f"ledger actor, {writers} workers with {in_flight} in flight each: {rate:,.0f} requests/s")
             ray.kill(far)
-            far = ray.remote(num_cpus=0, max_concurrency=100_000)(LedgerActor).remote(path, "job")
-        limits = {"key": Limit(60_000, 1_000_000, 500)}
+            far = ray.remote(num_cpus=0, max_concurrency=100_000)(LedgerActor).remote(path, "job", "process")
+        limits = {"key": LimitSpec(60_000, 1_000_000, 500)}
         for workers in (4, 50, 200):
             limiter = ray.remote(num_cpus=0, max_concurrency=100_000)(LimiterActor).remote(Path(name), limits, None)
             rate = asyncio.run(limiter_rate(limiter, workers, 4_000))
