@@ -526,6 +526,8 @@ class OnlineDispatcher:
         """Return the limit of the day, without what requests in flight may cost above what the ledger has reserved."""
         if self._daily_budget is None or day is None:
             return None
+        if not self._budget.is_raised:
+            return day, self._daily_budget.limit
         excess = sum((reservation.max_cost or 0) - recorded for reservation, recorded in self._unsettled.values())
         return day, self._daily_budget.limit - excess
 

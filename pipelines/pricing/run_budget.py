@@ -50,6 +50,11 @@ class RunBudget:
         return -(-max_cost * cost // maximum)
 
     @property
+    def is_raised(self) -> bool:
+        """Whether a request has cost more than was reserved for it, so that all others may."""
+        return self._excess != (1, 1)
+
+    @property
     def _is_limited(self) -> bool:
         return self.limit is not None or self._has_daily_limit
 
