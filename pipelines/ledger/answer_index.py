@@ -8,6 +8,7 @@ in one of the two, in the same transaction as the answer itself. Readers look in
 
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 ANSWERS_TABLE = """
@@ -90,15 +91,7 @@ class AnswerLookup:
             state = self._read_tail()
             for start in range(0, len(fingerprints), LOOKUP_FINGERPRINTS):
                 chunk = _filled_up(fingerprints[start : start + LOOKUP_FINGERPRINTS])
-                sought = [f"?{number}" for number in range(1, len(chunk) + 1)]
-                whole, prefixes = ",".join(sought), ",".join(map(_PREFIX.format, sought))
-                rows += self._db.execute(
-                    # An entry that belongs to no answer, or to that of another request, finds nothing.
-                    f"select {columns} from (select id from answer_index where fingerprint in ({whole}) "
-                    f"union select id from temp.recent where prefix in ({prefixes})) i cross join answers a "
-                    f"on a.id = i.id and a.fingerprint in ({whole}) cross join legs l on l.id = a.leg",
-                    chunk,
-                )
+                rows += self._db.execute(_selection(columns, len(chunk)), chunk)
         # After an error the copy is as it was before.
         self._first, self._last = state
         return rows
@@ -252,6 +245,19 @@ class IndexMerge:
                 self._db.execute("delete from answer_tail where id <= ?", (until,))
                 until = 0
         self._until, self._slice, self._slices = until, place, slices
+
+
+@cache
+def _selection(columns: str, count: int) -> str:
+    """Return the statement that selects these columns of the answers to so many requests."""
+    sought = [f"?{number}" for number in range(1, count + 1)]
+    whole, prefixes = ",".join(sought), ",".join(map(_PREFIX.format, sought))
+    # An entry that belongs to no answer, or to that of another request, finds nothing.
+    return (
+        f"select {columns} from (select id from answer_index where fingerprint in ({whole}) "
+        f"union select id from temp.recent where prefix in ({prefixes})) i cross join answers a "
+        f"on a.id = i.id and a.fingerprint in ({whole}) cross join legs l on l.id = a.leg"
+    )
 
 
 def _filled_up(fingerprints: Sequence[bytes]) -> Sequence[bytes]:
