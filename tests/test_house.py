@@ -13,7 +13,10 @@ PACKAGES = ("pipelines", "connectors")
 
 LAYERS = (
     ("connectors.errors",),
-    ("connectors.records", "connectors.tokens", "pipelines.formatting", "pipelines.pricing"),
+    (
+        *("connectors.optional_packages", "connectors.records", "connectors.tokens"),
+        *("pipelines.formatting", "pipelines.pricing"),
+    ),
     ("connectors.contracts", "connectors.sql", "connectors.storage", "connectors.templating"),
     ("connectors.media", "connectors.sources", "connectors.tables"),
     ("connectors.documents", "connectors.emulator", "connectors.sinks", "connectors.transport", "pipelines.ledger"),

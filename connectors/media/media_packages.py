@@ -1,8 +1,7 @@
 """Packages for sound and pictures, which the extra `rowmill[media]` installs."""
 
-from importlib.util import find_spec
-
-from connectors.errors import JobError, KeyPath
+from connectors.errors import KeyPath
+from connectors.optional_packages import missing_package, require_packages
 
 MEDIA_EXTRA = "pip install 'rowmill[media]'"
 
@@ -11,10 +10,9 @@ _PACKAGES = ("av", "numpy", "PIL")
 
 def has_media_packages() -> bool:
     """Return whether all packages are installed."""
-    return all(find_spec(package) is not None for package in _PACKAGES)
+    return missing_package(_PACKAGES) is None
 
 
 def require_media_packages(where: KeyPath) -> None:
     """Raise a JobError at `where` unless recordings can be measured and cut."""
-    if not has_media_packages():
-        raise JobError(where, "needs the packages that read recordings", MEDIA_EXTRA)
+    require_packages(_PACKAGES, where, "read recordings", MEDIA_EXTRA)

@@ -1,7 +1,6 @@
 """Read: the text of the documents that rows name, as columns."""
 
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 
 import pyarrow as pa
 
@@ -9,6 +8,7 @@ from connectors.documents.document import Document
 from connectors.documents.document_reader import EXTRA
 from connectors.errors import JobError, KeyPath
 from connectors.media.multipart import check_file_column
+from connectors.optional_packages import require_packages
 from connectors.records import RowError
 from pipelines.config.sql_predicate import Predicate
 from pipelines.config.steps.local_steps import ReadStep
@@ -26,8 +26,7 @@ class Read:
         if pa.types.is_nested(kind := columns[self.column]) and not pa.types.is_struct(kind):
             found, remedy = f"column {self.column} contains {kind}", "make a row of each file by an each: step"
             raise JobError((*where, "read"), found, remedy)
-        if any(find_spec(package) is None for package in _PACKAGES):
-            raise JobError((*where, "read"), "needs the packages that read documents", EXTRA)
+        require_packages(_PACKAGES, (*where, "read"), "read documents", EXTRA)
         self._when = None if model.when is None else Predicate(model.when, schema, (*where, "when"))
         self.max_bytes = int(model.largest)
         self.draws_pages = model.pages == "images"

@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from importlib.util import find_spec
 from typing import Literal, TypeVar
 
 from msgspec import Struct
 
 from connectors.emulator.api import ApiError
+from connectors.optional_packages import missing_package
 
 T = TypeVar("T")
 Task = Literal["chat", "embeddings", "transcription", "speech"]
@@ -47,7 +47,7 @@ REAL_MODELS: Mapping[str, RealModel] = {
 
 def installed_models() -> Iterator[str]:
     """The names of the installed real models."""
-    return (name for name, model in REAL_MODELS.items() if _missing_package(model) is None)
+    return (name for name, model in REAL_MODELS.items() if missing_package(model.packages) is None)
 
 
 def check_real_model(name: str, task: Task | None) -> None:
@@ -55,7 +55,7 @@ def check_real_model(name: str, task: Task | None) -> None:
     model = REAL_MODELS.get(name)
     if model is None:
         return
-    missing = _missing_package(model)
+    missing = missing_package(model.packages)
     if missing is not None:
         raise _not_found(name, f"is a real model whose package {missing} is not installed; {model.install}")
     if task != model.task:
@@ -67,11 +67,6 @@ async def run_in_model_thread(name: str, work: Callable[[], T]) -> T:
     if name in REAL_MODELS:
         return await asyncio.get_running_loop().run_in_executor(_worker(), work)
     return await asyncio.to_thread(work)
-
-
-def _missing_package(model: RealModel) -> str | None:
-    # Not cached: the lookup is cheap and notices a package installed while the server runs.
-    return next((package for package in model.packages if find_spec(package) is None), None)
 
 
 def _not_found(name: str, reason: str) -> ApiError:

@@ -7,7 +7,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from connectors.media import media_packages
+from connectors import optional_packages
 from tests.behaviour.jobs.test_jobs import JOBS, copy_of
 from tests.conftest import Cli
 
@@ -49,7 +49,7 @@ def test_chat_embeddings_and_reports_need_no_extra(tmp_path: Path) -> None:
 def test_the_embedded_provider_names_the_extra_for_sound_and_pictures(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str
 ) -> None:
-    monkeypatch.setattr(media_packages, "find_spec", lambda package: None)
+    monkeypatch.setattr(optional_packages, "find_spec", lambda package: None)
     assert cli("run", str(copy_of(JOBS, tmp_path) / f"{job}.yaml"), "--quiet") == 3
     assert "setup: local says" in cli.err and "pip install 'rowmill[media]'" in cli.err
 
@@ -57,7 +57,7 @@ def test_the_embedded_provider_names_the_extra_for_sound_and_pictures(
 def test_a_step_that_reads_recordings_names_the_extra(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(media_packages, "find_spec", lambda package: None)
+    monkeypatch.setattr(optional_packages, "find_spec", lambda package: None)
     assert cli("run", str(copy_of(JOBS, tmp_path) / "transcription.yaml"), "--quiet") == 2
     assert cli.err.endswith(
         "transcription.yaml:13: steps.heard.file: needs the packages that read recordings; "

@@ -8,9 +8,9 @@ import orjson
 import pytest
 from PIL import Image
 
+from connectors import optional_packages
 from connectors.documents import document_store
 from connectors.documents.document_reader import DocumentReader
-from pipelines.transforms import read as read_module
 from tests.conftest import Cli, ReadTable, Workspace
 from tests.support.documents import docx, pdf
 
@@ -204,7 +204,7 @@ def test_a_step_that_cannot_read_is_refused(cli: Cli, library: Workspace, monkey
     assert "steps.doc.read: no column fil; did you mean file?" in cli.err
     assert cli("validate", job_of(library, "{name: doc, read: id}")) == 2
     assert "steps.doc.read: column id contains int64; name a column of paths, URLs or bytes" in cli.err
-    monkeypatch.setattr(read_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(optional_packages, "find_spec", lambda name: None)
     assert cli("validate", job_of(library, READ)) == 2
     assert "steps.doc.read: needs the packages that read documents; pip install 'rowmill[documents]'" in cli.err
 

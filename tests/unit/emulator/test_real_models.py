@@ -16,7 +16,7 @@ import openai
 import orjson
 import pytest
 
-from connectors.emulator.real_models import catalogue
+from connectors import optional_packages
 from connectors.emulator.real_models.catalogue import REAL_MODELS
 
 DATA = Path(__file__).parents[3] / "jobs" / "data"
@@ -65,7 +65,7 @@ def word_errors(expected: Sequence[str], found: Sequence[str]) -> int:
 @pytest.fixture
 def without_extra(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     extra = {package for name in (CHAT, LISTENER, SPEAKER) for package in REAL_MODELS[name].packages}
-    monkeypatch.setattr(catalogue, "find_spec", lambda name: None if name in extra else find_spec(name))
+    monkeypatch.setattr(optional_packages, "find_spec", lambda name: None if name in extra else find_spec(name))
     yield
 
 
