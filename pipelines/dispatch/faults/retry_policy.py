@@ -31,7 +31,7 @@ class Attempt(Struct, frozen=True):
     requests: int
     """In the group."""
     is_packed: bool
-    """Whether they share a conversation: then one row's text may be the reason for a reply that cannot be read."""
+    """Whether they share a conversation."""
     number: int
     """Of the attempts that count, this one included if it counts."""
     is_counted: bool = True
@@ -70,7 +70,7 @@ def decide(error: RowError, attempt: Attempt, limits: RetryLimits, jitter: float
     if (reason := abort_reason(error, attempt, limits)) is not None:
         return RetryDecision(stop_reason=f"{reason}; run again when it is back, it goes on where it stopped")
     if attempt.number >= limits.attempts:
-        return RetryDecision("split") if attempt.is_packed and error.error_class == "malformed_reply" else RESOLVE
+        return RetryDecision("split") if _may_be_of_one_row(error, attempt.is_packed) else RESOLVE
     wait = backoff(error, attempt, limits, jitter)
     # The other members of a pool need not wait.
     return RetryDecision("retry", wait if len(attempt.providers) == 1 else 0.0)
@@ -90,11 +90,16 @@ def decide_batch_line(
         return _stop(error, provider)
     if error.error_class in TRANSIENT_ERROR_CLASSES and not is_too_large and attempts < limits.attempts:
         return RETRY_AT_ONCE
-    is_unreadable = is_packed and error.error_class == "malformed_reply"
-    if requests > 1 and (is_too_large or is_unreadable or error.error_class in ROW_ERROR_CLASSES):
+    is_of_one_row = error.error_class in ROW_ERROR_CLASSES or _may_be_of_one_row(error, is_packed)
+    if requests > 1 and (is_too_large or is_of_one_row):
         # Halving, as in an online run, would take a batch for each halving.
         return RetryDecision("separate")
     return RESOLVE
+
+
+def _may_be_of_one_row(error: RowError, is_packed: bool) -> bool:
+    """Return whether a row's text may be the reason for a reply to a pack that cannot be read."""
+    return is_packed and error.error_class == "malformed_reply"
 
 
 def backoff(error: RowError, attempt: Attempt, limits: RetryLimits, jitter: float) -> float:
