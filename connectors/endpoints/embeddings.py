@@ -244,12 +244,11 @@ class EmbeddingsEndpoint(BaseEndpoint):
                 if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
                     # llama.cpp's server: a list of one vector.
                     value = value[0]
-                kinds = set(map(type, value)) if isinstance(value, list) else {None}
-                if not kinds <= {float, int}:
-                    if kinds <= {float, int, NoneType}:
-                        # JSON has no NaN.
-                        return RowError("invalid_answer", "the vector holds null")
+                if not isinstance(value, list) or not (kinds := set(map(type, value))) <= {float, int, NoneType}:
                     raise MalformedReply("a vector is not a list of numbers")
+                if NoneType in kinds:
+                    # JSON has no NaN.
+                    return RowError("invalid_answer", "the vector holds null")
                 raw = array("f", value).tobytes()
         except (ValueError, OverflowError) as exc:
             raise MalformedReply(f"a vector cannot be read: {exc}") from exc

@@ -244,5 +244,5 @@ def latency_percentiles(ledger: LedgerReader, run_id: str) -> Mapping[Route, Seq
 
 def _percentiles(values: Sequence[float]) -> Sequence[float]:
     """Return the PERCENTILES of these values, between two of them by the straight line."""
-    cuts = quantiles([*values, values[0]] if len(values) == 1 else values, n=100, method="inclusive")
+    cuts = quantiles([*values] * 2 if len(values) == 1 else values, n=100, method="inclusive")
     return [cuts[percent - 1] for percent in PERCENTILES]

@@ -52,8 +52,8 @@ class TypedOutput:
             self._validator = jsonschema_rs.validator_for(self.schema)
         except (ValueError, jsonschema_rs.ValidationError) as exc:
             raise JobError(where, f"is not a JSON Schema: {' '.join(str(exc).split())[:200]}", "correct it") from exc
-        converters = ((field.name, _converter(field.type)) for field in fields)
-        self._converters = [(self.names.index(name), convert) for name, convert in converters if convert is not None]
+        converters = enumerate(_converter(field.type) for field in fields)
+        self._converters = [(place, convert) for place, convert in converters if convert is not None]
 
     def parse(self, text: str) -> tuple[Any, ...] | str:
         """Return the values of an answer, one for each column, or a message about what does not fit.

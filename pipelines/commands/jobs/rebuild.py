@@ -35,7 +35,7 @@ def rebuild_command(job: str, leave_out: bool) -> int:
             f"left out {format_count(fewer.errors, 'error')} whose record was pruned: rowmill run {job} asks for these "
             "rows again"
         )
-    if rows == fewer == type(rows)():
+    if not any((rows.results, rows.errors, fewer.results, fewer.errors)):
         click.echo("the ledger has no record of the job's rows: none was done yet, or `ledger prune` has deleted it")
     for name, place in tables.items():
         click.echo(f"  {name:<8} {place}")

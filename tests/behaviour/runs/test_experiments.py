@@ -76,7 +76,7 @@ def test_answers_are_paid_once_and_cost_the_same_when_they_are_reused(
     assert cli.run(job)["requests"] == ROWS - 20
 
 
-def test_each_combination_has_repair_turns_of_its_own_whose_cost_counts_again_when_they_are_reused(
+def test_each_combination_has_separate_repair_turns_whose_cost_counts_again_when_they_are_reused(
     cli: Cli, workspace: Workspace, provider: ScriptedProvider
 ) -> None:
     provider.script = lambda path, body, count: chat_reply("right" if len(body["messages"]) > 1 else "wrong")

@@ -116,7 +116,7 @@ def test_a_key_is_read_on_demand_and_never_shown(
     assert "sk-secret" not in repr((found, provider))
 
 
-def test_a_workspace_without_environment_file_is_not_told_to_write_one(
+def test_no_environment_file_is_suggested_to_a_workspace_that_reads_none(
     contract_workspace: str, workspace: Callable[[str], Workspace]
 ) -> None:
     with pytest.raises(JobError) as caught:
