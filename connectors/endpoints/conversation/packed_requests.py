@@ -24,7 +24,7 @@ ANSWERS_KEY = "answers"
 MAX_LISTS = 10_000
 """Lists `answers` that are read in one reply: a thousand rows may have some each, and a broken reply any number."""
 _LIST_START = re.compile(rf'"{ANSWERS_KEY}"\s*:\s*\[')
-_LINE_SEPARATOR = re.compile("[\x85\u2028\u2029]")
+_LINE_SEPARATORS = "\x85\u2028\u2029"
 """What also ends a line for many readers, and what JSON writes as it is."""
 TEXT_KEY = "answer"
 """The property of an untyped answer."""
@@ -62,11 +62,10 @@ def packed_content(ids: Sequence[str], texts: Sequence[bytes]) -> str:
     `texts`: of the rows, as JSON.
     """
     lines = [b'{"id":"%b","content":%b}' % (each.encode(), text) for each, text in zip(ids, texts, strict=True)]
-    return f"{INSTRUCTION}\n\n" + _LINE_SEPARATOR.sub(_escaped, b"\n".join(lines).decode())
-
-
-def _escaped(found: re.Match[str]) -> str:
-    return f"\\u{ord(found[0]):04x}"
+    content = f"{INSTRUCTION}\n\n" + b"\n".join(lines).decode()
+    for separator in _LINE_SEPARATORS:
+        content = content.replace(separator, f"\\u{ord(separator):04x}")
+    return content
 
 
 def packed_schema(properties: Mapping[str, Any] | None) -> dict[str, Any]:
