@@ -7,6 +7,7 @@ import orjson
 import pyarrow as pa
 
 from connectors.endpoints.conversation.tool_calls import normalize_tool_call
+from connectors.records import TEXT_PREFIX, Row
 from connectors.templating.template import RenderError, template_value
 from connectors.transport.bounded_json import parse_json
 
@@ -25,16 +26,24 @@ def can_hold_conversation(kind: pa.DataType) -> bool:
     return bool(is_list and pa.types.is_struct(kind.value_type))
 
 
-def parse_conversation(value: Any, column: str, allows_items: bool) -> list[dict[str, Any]]:
-    """Return the messages in a row's value; RenderError, with the column's name, if it is not a conversation.
+def list_in_column(row: Row, column: str) -> Any:
+    """Return the list in a row's column, or whatever else it has; orjson.JSONDecodeError for a text that is no JSON.
+
+    A list of JSON lines is read from its text: in the typed column, all elements of all rows have the same keys.
+    """
+    text = row.get(TEXT_PREFIX + column, row[column])
+    return parse_json(text) if isinstance(text, str) else text
+
+
+def parse_conversation(row: Row, column: str, allows_items: bool) -> list[dict[str, Any]]:
+    """Return the messages in a row's column; RenderError, with the column's name, if it has no conversation.
 
     `allows_items`: the messages may include input items of responses (with a `type`).
     """
-    if isinstance(value, str):
-        try:
-            value = parse_json(value)
-        except orjson.JSONDecodeError as exc:
-            raise RenderError(f"{column} is not a conversation: invalid JSON ({exc})") from exc
+    try:
+        value = list_in_column(row, column)
+    except orjson.JSONDecodeError as exc:
+        raise RenderError(f"{column} is not a conversation: invalid JSON ({exc})") from exc
     if not isinstance(value, list) or not value:
         found = "null" if value is None else "an empty list" if value == [] else type(value).__name__
         raise RenderError(f"{column} is not a conversation: found {found}, expected a list of messages")

@@ -13,6 +13,7 @@ from connectors.endpoints.conversation.history_column import (
     ROLES,
     SHORT_ROLES,
     can_hold_conversation,
+    list_in_column,
     parse_conversation,
 )
 from connectors.endpoints.conversation.tool_calls import normalize_tool_call
@@ -102,7 +103,7 @@ class Conversation:
                 )
             self.text_columns = frozenset({name})
             self._render: Callable[[Row], list[dict[str, Any]]] = lambda row: parse_conversation(
-                row[name], name, allows_items
+                row, name, allows_items
             )
             return
         compiler = _MessageCompiler(frozenset(columns), allows_items, file_parts)
@@ -214,7 +215,7 @@ class _MessageCompiler:
             name = str(calls["column"])
             if name not in self.columns:
                 raise JobError((*where, "column"), f"no column {name} here", did_you_mean(name, self.columns))
-            call_tree = TemplateTree(lambda row: row[name], frozenset({name}))
+            call_tree = TemplateTree(lambda row: list_in_column(row, name), frozenset({name}))
         elif isinstance(calls, list | tuple) and calls:
             call_tree = compile_template(calls, self.columns, where)
         else:

@@ -2,6 +2,7 @@
 
 import datetime
 import decimal
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,31 @@ def test_one_odd_value_of_json_lines_changes_no_other_row(
     workspace.write("rows.jsonl", f'{first}{{"id":9,"value":{odd}}}\n')
     assert cli.run(job)["requests"] == 1
     assert provider.prompts() == [usual, odd.strip('"')]
+
+
+def test_messages_and_calls_of_json_lines_keep_the_form_that_their_row_has(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli
+) -> None:
+    """In the typed column, `content` of several types would be JSON text, and arguments would have all keys."""
+    parts = [{"type": "text", "text": "b"}]
+    rows = [
+        {"id": 1, "past": [{"role": "user", "content": "a"}],
+         "calls": [{"id": "c", "name": "f", "arguments": {"x": 1}}]},
+        {"id": 2, "past": [{"role": "user", "content": parts}],
+         "calls": [{"id": "c", "name": "f", "arguments": {"y": 2}}]},
+    ]  # fmt: skip
+    workspace.write("rows.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
+    calls = "{role: assistant, tool_calls: {column: calls}}, {role: tool, tool_call_id: c, content: r}"
+    step = "{name: %s, endpoint: chat, provider: test, model: m, messages: %s}"
+    job = workspace.job(
+        source="{jsonl: rows.jsonl, key: id}",
+        steps=f"[{step % ('first', '{column: past}')}, {step % ('second', f'[{{user: u}}, {calls}]')}]",
+    )
+    assert cli.run(job)["rows_ok"] == 2
+    sent = [body["messages"] for _, body in provider.seen]
+    assert [each[0]["content"] for each in sent if len(each) == 1] == ["a", parts]
+    arguments = [each[1]["tool_calls"][0]["function"]["arguments"] for each in sent if len(each) > 1]
+    assert sorted(arguments) == ['{"x":1}', '{"y":2}']
 
 
 def test_rows_done_by_an_earlier_version_stay_done(
