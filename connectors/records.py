@@ -1,11 +1,12 @@
 """Records that pass between rows, requests, replies and tables."""
 
 from collections.abc import Mapping
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
 from msgspec import Struct
+
+from connectors.error_classes import ErrorClass
 
 Row = Mapping[str, Any]
 """One row's values by column name, as Python values of Arrow's `to_pylist`."""
@@ -28,40 +29,6 @@ KEPT_CHILDREN_PREFIX = "_row_children_"
 
 Values = tuple[Any, ...]
 """One row's outputs of one step, in the order of the endpoint's `fields`."""
-
-
-ErrorClass = Literal[
-    "input",
-    "bad_request",
-    "content_filter",
-    "length",
-    "invalid_answer",
-    "rate_limit",
-    "timeout",
-    "connection",
-    "server",
-    "malformed_reply",
-    "unknown",
-    "quota",
-    "access_denied",
-    "setup",
-    "budget",
-]
-
-ROW_ERROR_CLASSES: frozenset[str] = frozenset({"input", "bad_request", "content_filter", "length", "invalid_answer"})
-"""Failures of the row itself: sent again when the row or the step changes, or by `retry`."""
-
-TRANSIENT_ERROR_CLASSES: frozenset[str] = frozenset(
-    {"rate_limit", "timeout", "connection", "server", "malformed_reply"}
-)
-"""Transient failures: the request is sent again, at most `retry.attempts` times (rate_limit uses no attempt)."""
-
-FATAL_ERROR_CLASSES: frozenset[str] = frozenset({"quota", "access_denied", "setup"})
-"""Failures that every further request would have too: the run stops."""
-
-
-CHECK_FAILED = "check_failed"
-"""The code of the error of a row whose answer fails a check of its step."""
 
 
 class RowError(Struct, frozen=True):
@@ -235,24 +202,6 @@ class Reply(Struct, frozen=True):
     first_token_ms: float | None = None
     is_key_renewed: bool = False
     """Whether it refuses a key that was renewed since: the call may be sent again."""
-
-
-def request_fingerprint(provider_tag: str, path: str, body: bytes, salt: str = "") -> bytes:
-    """Return 16 bytes that identify a request: provider (name, and whether it is local), endpoint, body, salt.
-
-    The salt is the row's key with `reuse: false`, else empty.
-    """
-    return fingerprint_of(body, fingerprint_suffix(provider_tag, path, salt))
-
-
-def fingerprint_suffix(provider_tag: str, path: str, salt: str = "") -> bytes:
-    """Return what is digested behind a request's body."""
-    return b"\0" + provider_tag.encode() + b"\0" + path.encode() + b"\0" + salt.encode()
-
-
-def fingerprint_of(body: bytes, suffix: bytes) -> bytes:
-    """Return `request_fingerprint` of a body, with the suffix that equal steps share."""
-    return blake2b(body + suffix, digest_size=16, person=b"rowmill.request1").digest()
 
 
 def compact_copy(dumped: bytes) -> bytes:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("pipelines", "connectors")
 
 LAYERS = (
-    ("connectors.errors",),
+    ("connectors.error_classes", "connectors.errors", "connectors.request_fingerprint"),
     (
         *("connectors.optional_packages", "connectors.records", "connectors.tokens"),
         *("pipelines.formatting", "pipelines.pricing"),

@@ -18,7 +18,8 @@ from connectors.contracts import BaseEndpoint, MalformedReply, StepContext, Step
 from connectors.endpoints.params.checks import ParamCheck, check_params, integer, one_of, text
 from connectors.endpoints.params.step_params import checked_text, step_config_bytes
 from connectors.errors import JobError
-from connectors.records import Call, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
+from connectors.records import Call, Reply, Request, Row, RowError, Usage, Values
+from connectors.request_fingerprint import request_fingerprint
 from connectors.templating.template import RenderError, Template
 from connectors.templating.template_tree import plain_json
 from connectors.tokens import count_tokens, token_upper_bound

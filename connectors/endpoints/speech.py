@@ -16,7 +16,8 @@ from connectors.contracts import BaseEndpoint, MalformedReply, StepContext, Step
 from connectors.endpoints.params.checks import FLAG, number, one_of, text_up_to
 from connectors.endpoints.params.step_params import fixed_params, optional_template, step_config_bytes
 from connectors.media.file_types import HEAD_BYTES, OGG, detect_type
-from connectors.records import Call, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
+from connectors.records import Call, Reply, Request, Row, RowError, Usage, Values
+from connectors.request_fingerprint import request_fingerprint
 from connectors.templating.template import RenderError
 from connectors.tokens import count_tokens
 from connectors.transport.reply_body import error_in_body, excerpt, parse_json_events, parse_object

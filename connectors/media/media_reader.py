@@ -19,12 +19,13 @@ from typing import Any, BinaryIO, Literal, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from connectors.contracts import MediaColumn
+from connectors.error_classes import ErrorClass
 from connectors.media.audio_splitter import MAX_PIECE_SECONDS, AudioError, duration_seconds, split_audio
 from connectors.media.document_types import DocumentError, detect_document
 from connectors.media.file_types import ACCEPTED_NAMES, ACCEPTED_TYPES, HEAD_BYTES, FileType, image_size
 from connectors.media.file_types import detect_type as kind_of_head
 from connectors.media.url_fetcher import DIRECT, RETRY_WAITS, FetchError, UrlFetcher, WebAccess
-from connectors.records import ErrorClass, Media, RowError
+from connectors.records import Media, RowError
 
 MAX_IN_MEMORY_BYTES = 64 << 10
 """A larger content is in a file until it is sent."""

@@ -14,7 +14,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from msgspec import Struct
 from yarl import URL
 
-from connectors.records import ErrorClass
+from connectors.error_classes import ErrorClass
 
 MAX_REDIRECTS = 5
 MAX_CONCURRENT_FETCHES = 16

@@ -13,8 +13,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from connectors.contracts import KeyUnavailable, Provider
+from connectors.error_classes import ErrorClass
 from connectors.media.file_types import MEDIA_TYPES
-from connectors.records import Call, ErrorClass, Reply
+from connectors.records import Call, Reply
 from connectors.transport import fast_post
 from connectors.transport.access.connection_faults import is_https_port, permanent_fault, refused_by_proxy
 from connectors.transport.access.provider_access import ProviderAccess

@@ -11,7 +11,7 @@ from msgspec import Struct
 from connectors.records import Reply, RowError
 from connectors.transport.bounded_json import parse_json
 from connectors.transport.fault_table import fault_class
-from connectors.transport.stated_waits import finite_number, parse_duration
+from connectors.transport.retry_after import finite_number, parse_duration
 
 _STATUS_BY_CODE: Mapping[str, int] = {
     "rate_limit_exceeded": 429,

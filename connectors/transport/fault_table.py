@@ -6,7 +6,7 @@ from functools import cached_property, lru_cache
 
 from msgspec import Struct
 
-from connectors.records import ErrorClass
+from connectors.error_classes import ErrorClass
 
 _MAX_WORDS_CHARACTERS = 600
 """A fault is named at the beginning of a message; what follows is often the row's own text."""

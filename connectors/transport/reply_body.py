@@ -7,7 +7,8 @@ from typing import Any
 import orjson
 
 from connectors.contracts import MalformedReply
-from connectors.records import ROW_ERROR_CLASSES, Reply, RowError
+from connectors.error_classes import ROW_ERROR_CLASSES
+from connectors.records import Reply, RowError
 from connectors.transport.bounded_json import parse_json
 from connectors.transport.error_replies import is_error_body, row_error
 from connectors.transport.sse import parse_events

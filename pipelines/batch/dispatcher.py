@@ -12,10 +12,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from connectors.endpoints.conversation.conversation_endpoint import ConversationEndpoint
-from connectors.records import ROW_ERROR_CLASSES, Request, RowError
+from connectors.error_classes import ROW_ERROR_CLASSES
+from connectors.records import Request, RowError
 from connectors.transport.client import HttpTransport, RequestError
 from connectors.transport.token_usage import parse_count
-from pipelines.batch.batch_end import (
+from pipelines.batch.builder import BatchBuilder, batch_url
+from pipelines.batch.files import BatchFolder
+from pipelines.batch.final_status import (
     TOKEN_LIMIT,
     Refusals,
     TokenLimitReached,
@@ -25,8 +28,6 @@ from pipelines.batch.batch_end import (
     refused,
     token_limit,
 )
-from pipelines.batch.builder import BatchBuilder, batch_url
-from pipelines.batch.files import BatchFolder
 from pipelines.batch.lifecycle import MAX_POLL_SECONDS, BatchLifecycle, BatchRefused, ProviderTimeout
 from pipelines.batch.settler import BatchSettler
 from pipelines.batch.store import Batch, BatchLedger, BatchLine
@@ -515,14 +516,14 @@ class BatchDispatcher:
 
         In the next batch, since halving as in an online run would take a batch for each step.
         """
-        terms = group.route.terms
+        limits = group.route.group_limits
         write = (
-            None if terms is None or error.error_class != "bad_request" else terms.record_stated_refusal(group, error)
+            None if limits is None or error.error_class != "bad_request" else limits.record_stated_refusal(group, error)
         )
-        if terms is None or write is None:
+        if limits is None or write is None:
             return False
         self._write(write)
-        for part in terms.parts(group.requests):
+        for part in limits.parts(group.requests):
             self._send_again(part, 0)
         return True
 
@@ -540,7 +541,7 @@ class BatchDispatcher:
             return
         route, waiting = again[0][0], tuple(request for _, request in again)
         # Packs of an earlier run, when the step had `pack`, are requested one by one.
-        is_shared = route.packing is not None or route.terms is not None
+        is_shared = route.packing is not None or route.group_limits is not None
         for group in [waiting] if is_shared else [(request,) for request in waiting]:
             self._queue.put_nowait(RequestGroup(route, group, attempts, attempts))
 

@@ -7,10 +7,12 @@ import re
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from typing import Any, TypeVar
 
-from connectors.records import FATAL_ERROR_CLASSES, TRANSIENT_ERROR_CLASSES, RowError
+from connectors.error_classes import FATAL_ERROR_CLASSES, TRANSIENT_ERROR_CLASSES
+from connectors.records import RowError
 from connectors.transport.awake_clock import AWAKE_CLOCK
 from connectors.transport.client import RequestError
-from pipelines.batch.batch_end import (
+from pipelines.batch.files import BatchFolder, ResultLine, has_lines, read_results
+from pipelines.batch.final_status import (
     ABANDONED,
     FINAL_STATUSES,
     LOST,
@@ -19,7 +21,6 @@ from pipelines.batch.batch_end import (
     is_token_limit,
     status_of,
 )
-from pipelines.batch.files import BatchFolder, ResultLine, has_lines, read_results
 from pipelines.batch.store import Batch, BatchLedger
 from pipelines.dispatch.request_types import BatchStage, StageName
 from pipelines.ledger.ledger import now_us

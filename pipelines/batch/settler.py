@@ -8,9 +8,9 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from connectors.records import RowError
-from pipelines.batch.batch_end import ABANDONED, LOST, completed_lines, missing_answer, refused_lines
 from pipelines.batch.builder import line_group
 from pipelines.batch.files import BatchFolder, RequestBodies, ResultLine
+from pipelines.batch.final_status import ABANDONED, LOST, completed_lines, missing_answer, refused_lines
 from pipelines.batch.lifecycle import BatchLifecycle
 from pipelines.batch.store import Batch, BatchLedger, BatchLine
 from pipelines.dispatch.counters import RunCounters

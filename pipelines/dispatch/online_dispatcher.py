@@ -11,7 +11,8 @@ from typing import Any
 import orjson
 from msgspec.structs import replace
 
-from connectors.records import FATAL_ERROR_CLASSES, TRANSIENT_ERROR_CLASSES, Call, Reply, RowError
+from connectors.error_classes import FATAL_ERROR_CLASSES, TRANSIENT_ERROR_CLASSES
+from connectors.records import Call, Reply, RowError
 from connectors.transport.client import RequestError, Transport
 from connectors.transport.error_replies import parse_rate_headers
 from pipelines.dispatch.faults.optional_parameters import OptionalParameters
@@ -198,7 +199,7 @@ class OnlineDispatcher:
             if self._has_surplus_senders:
                 self.enqueue(group)
             elif self.state.setup_faults.admit(group):
-                is_simple = group.route.terms is None and not group.is_above_pack_size
+                is_simple = group.route.group_limits is None and not group.is_above_pack_size
                 try:
                     await (self._send_group(group, task) if is_simple else self._send_parts(group, task))
                 finally:
@@ -212,20 +213,20 @@ class OnlineDispatcher:
 
     async def _send_parts(self, group: RequestGroup, task: asyncio.Task[None]) -> None:
         """Send a group, if the provider takes so many requests; else queue it in parts, or after the first group."""
-        terms = group.route.terms
-        if group.is_above_pack_size or terms is None:
+        limits = group.route.group_limits
+        if group.is_above_pack_size or limits is None:
             for part in group.route.groups(group.requests):
                 self.enqueue(part)
-        elif len(parts := terms.parts(group.requests)) > 1:
+        elif len(parts := limits.parts(group.requests)) > 1:
             for requests in parts:
                 self.enqueue(RequestGroup(group.route, requests, exchanges=group.exchanges))
-            for waiting in terms.end_split(group):
+            for waiting in limits.end_split(group):
                 self.enqueue(waiting)
-        elif terms.begin(group):
+        elif limits.begin(group):
             try:
                 await self._send_group(group, task)
             finally:
-                for waiting in terms.end(group):
+                for waiting in limits.end(group):
                     self.enqueue(waiting)
 
     async def _send_group(self, group: RequestGroup, task: asyncio.Task[None]) -> None:
@@ -379,16 +380,16 @@ class OnlineDispatcher:
         if error is None:
             limiter.record_success(permit)
             group.attempts += 1
-            if group.route.terms is not None:
-                self._write(group.route.terms.record_accepted(group))
+            if group.route.group_limits is not None:
+                self._write(group.route.group_limits.record_accepted(group))
             if group.is_packed and group.route.packing is not None:
                 self._write(group.route.packing.record_accepted())
             return RESOLVE
         if group.has_renewed_key:
             limiter.record_success(permit)
             return RETRY_AT_ONCE
-        if group.route.terms is not None and error.error_class == "bad_request":
-            is_sent_again, write = group.route.terms.record_refused(group, error)
+        if group.route.group_limits is not None and error.error_class == "bad_request":
+            is_sent_again, write = group.route.group_limits.record_refused(group, error)
             self._write(write)
             if is_sent_again:
                 limiter.record_success(permit)
@@ -543,10 +544,10 @@ async def build_call(group: RequestGroup) -> Call:
 
 def endpoint_call(group: RequestGroup) -> Call:
     """Return the same; it reads the files of the rows."""
-    terms = group.route.terms
+    limits = group.route.group_limits
     if group.is_packed and group.route.packing is not None:
         return group.route.packing.call(group.packed)
-    return (group.route.endpoint if terms is None else terms.endpoint).call(group.requests)
+    return (group.route.endpoint if limits is None else limits.endpoint).call(group.requests)
 
 
 def unreadable_file(exc: OSError) -> RowError:

@@ -16,7 +16,7 @@ from pipelines.dispatch.provider_pool import ProviderPool
 from pipelines.dispatch.request_types import RequestGroup, Route, RunLedger
 from pipelines.dispatch.rescue.ladder import Ladder
 from pipelines.dispatch.step_runner import RunStep
-from pipelines.limits.group_terms import GroupTerms
+from pipelines.limits.group_limits import GroupLimits
 from pipelines.limits.provider_limiter import ProviderLimiter
 from pipelines.preparation.prepared_job import PreparedStep
 from pipelines.pricing.price_cache import cached_published_price
@@ -50,52 +50,81 @@ def build_routes(
     job_limiter: ProviderLimiter,
 ) -> Sequence[RunStep]:
     """Return the steps that send requests, ready to run; adds the limiter of each provider to `limiters`."""
-    retry = job.retry
+    builder = _RouteBuilder(job, workspace, ledger, run_id, limiters, job_limiter)
+    return [builder.step_with_rungs(step, is_last=step is steps[-1]) for step in steps]
 
-    shared_terms: dict[tuple[str, str, str, int], GroupTerms[RequestGroup]] = {}
 
-    def terms_of(step: PreparedStep, rung: int) -> GroupTerms[RequestGroup] | None:
-        if not step.endpoint.shares_exchanges:
-            return None
-        key = (step.provider.tag, step.model.model)
-        # A rung may have other parameters, which the endpoint of the terms writes.
-        shared_by = (*key, step.model.name if rung else "", rung)
+class _RouteBuilder:
+    """Builds the routes of one run: those to one provider share its limiter, those to one model its group limits."""
 
-        async def store(max_requests: int | None, encoding: str | None) -> None:
-            await ledger.write_queued(
-                "insert or replace into group_terms (provider, model, max_requests, encoding) values (?, ?, ?, ?)",
-                (*key, max_requests, encoding),
-            )
+    def __init__(
+        self,
+        job: Job,
+        workspace: Workspace,
+        ledger: RunLedger,
+        run_id: str,
+        limiters: dict[str, ProviderLimiter],
+        job_limiter: ProviderLimiter,
+    ) -> None:
+        self._job = job
+        self._workspace = workspace
+        self._ledger = ledger
+        self._run_id = run_id
+        self._limiters = limiters
+        self._job_limiter = job_limiter
+        self._group_limits: dict[tuple[str, str, str, int], GroupLimits[RequestGroup]] = {}
 
-        facts = step.context.embedding
-        terms: GroupTerms[RequestGroup] = GroupTerms(step.endpoint, facts.max_texts, facts.encoding, store)
-        return shared_terms.setdefault(shared_by, terms)
-
-    # The members of a pool share it.
-    packings: Mapping[str, Packing | None] = {
-        step.model.name: packing_of(
-            step.endpoint, partial(_learn_mode, step, ledger), can_halve=job.delivery == "online"
+    def step_with_rungs(self, step: PreparedStep, is_last: bool) -> RunStep:
+        """Return a step with the rungs of its `rescue`."""
+        learn_mode = partial(_learn_mode, step, self._ledger)
+        # The members of a pool share it.
+        packing = packing_of(step.endpoint, learn_mode, can_halve=self._job.delivery == "online")
+        declared, *rungs = (
+            self._run_step(one, rung, is_last, packing if rung == 0 else None)
+            for rung, one in enumerate(step.with_rungs)
         )
-        for step in steps
-    }
+        column = None if step.rung_field is None else step.rung_field.name
+        ladder = Ladder.of(step.model)
+        for one in (declared, *rungs):
+            one.rung_column, one.ladder, one.rungs = column, ladder, rungs
+            one.quality, one.repairs = step.quality, step.repairs
+            one.job = self._job.name if step.has_repairs else None
+        return declared
 
-    def route_to(step: PreparedStep, provider: Provider, rung: int, is_last_step: bool) -> Route:
-        model = step.model
-        if provider.name not in limiters:
-            limiters[provider.name] = ProviderLimiter(
-                provider.requests_per_minute,
-                provider.tokens_per_minute,
-                provider.concurrency,
-                retry.longest_hold,
-                retry.longest_wait,
-            )
-        price = member_price(workspace, step, provider)
+    def _run_step(self, step: PreparedStep, rung: int, is_last: bool, packing: Packing | None) -> RunStep:
+        members = [self._route(step, member, rung, is_last, packing) for member in step.members]
+        route = members[0]
+        if step.is_pooled:
+            pool = ProviderPool(members)
+            price = step_price(self._workspace, step)
+            route = replace(route, provider=step.provider, price=price, max_cost=pool.max_cost, pool=pool)
+        is_mode_known = (
+            step.context.structured_mode is not None
+            # In a batch, one row that goes first would be a separate batch: hours.
+            or self._job.delivery == "batch"
+            or route.endpoint.fallback_mode(_UNSUPPORTED_MODE) is None
+        )
+        return RunStep(
+            route,
+            step.when,
+            partial(_fall_back, step),
+            partial(_learn_mode, step, self._ledger),
+            step.model.model,
+            mode=step.context.structured_mode,
+            is_mode_known=is_mode_known,
+        )
+
+    def _route(
+        self, step: PreparedStep, provider: Provider, rung: int, is_last: bool, packing: Packing | None
+    ) -> Route:
+        job, model, ledger = self._job, step.model, self._ledger
+        price = member_price(self._workspace, step, provider)
         is_model_proven, is_step_proven = ledger.has_answers(job.name, model.name, provider.name, model.model)
         return Route(
             step=model.name,
             endpoint=step.endpoint,
             provider=provider,
-            limiters=(limiters[provider.name], job_limiter),
+            limiters=(self._limiter(provider), self._job_limiter),
             price=price,
             max_cost=max_cost_function(
                 price,
@@ -103,50 +132,47 @@ def build_routes(
                 step.context.sent_model(model.model),
                 step.endpoint.billing_terms,
             ),
-            route_id=ledger.register_route(run_id, job.name, model.name, provider.name, model.endpoint, model.model),
-            is_last_step=is_last_step,
-            terms=terms_of(step, rung),
-            packing=packings[model.name] if rung == 0 else None,
+            route_id=ledger.register_route(
+                self._run_id, job.name, model.name, provider.name, model.endpoint, model.model
+            ),
+            is_last_step=is_last,
+            group_limits=self._limits_of_groups(step, rung),
+            packing=packing,
             model=model.model,
             rung=rung,
             is_model_proven=is_model_proven,
             is_step_proven=is_step_proven,
         )
 
-    def run_step(step: PreparedStep, rung: int, is_last_step: bool) -> RunStep:
-        members = [route_to(step, member, rung, is_last_step) for member in step.members]
-        route = members[0]
-        if step.is_pooled:
-            pool = ProviderPool(members)
-            price = step_price(workspace, step)
-            route = replace(route, provider=step.provider, price=price, max_cost=pool.max_cost, pool=pool)
-        is_mode_known = (
-            step.context.structured_mode is not None
-            # In a batch, one row that goes first would be a separate batch: hours.
-            or job.delivery == "batch"
-            or route.endpoint.fallback_mode(_UNSUPPORTED_MODE) is None
-        )
-        return RunStep(
-            route,
-            step.when,
-            partial(_fall_back, step),
-            partial(_learn_mode, step, ledger),
-            step.model.model,
-            mode=step.context.structured_mode,
-            is_mode_known=is_mode_known,
-        )
+    def _limiter(self, provider: Provider) -> ProviderLimiter:
+        if provider.name not in self._limiters:
+            retry = self._job.retry
+            self._limiters[provider.name] = ProviderLimiter(
+                provider.requests_per_minute,
+                provider.tokens_per_minute,
+                provider.concurrency,
+                retry.longest_hold,
+                retry.longest_wait,
+            )
+        return self._limiters[provider.name]
 
-    run_steps: list[RunStep] = []
-    for step in steps:
-        declared, *rungs = (run_step(one, rung, step is steps[-1]) for rung, one in enumerate(step.with_rungs))
-        column = None if step.rung_field is None else step.rung_field.name
-        ladder = Ladder.of(step.model)
-        for one in (declared, *rungs):
-            one.rung_column, one.ladder, one.rungs = column, ladder, rungs
-            one.quality, one.repairs = step.quality, step.repairs
-            one.job = job.name if step.has_repairs else None
-        run_steps.append(declared)
-    return run_steps
+    def _limits_of_groups(self, step: PreparedStep, rung: int) -> GroupLimits[RequestGroup] | None:
+        """Return the group limits of the step's model; None if each of its requests is sent alone."""
+        if not step.endpoint.shares_exchanges:
+            return None
+        key = (step.provider.tag, step.model.model)
+        # A rung may have other parameters, which the endpoint of the limits writes.
+        shared_by = (*key, step.model.name if rung else "", rung)
+
+        async def store(max_requests: int | None, encoding: str | None) -> None:
+            await self._ledger.write_queued(
+                "insert or replace into group_terms (provider, model, max_requests, encoding) values (?, ?, ?, ?)",
+                (*key, max_requests, encoding),
+            )
+
+        facts = step.context.embedding
+        limits: GroupLimits[RequestGroup] = GroupLimits(step.endpoint, facts.max_texts, facts.encoding, store)
+        return self._group_limits.setdefault(shared_by, limits)
 
 
 def shared_limiters(

@@ -7,12 +7,13 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from connectors.contracts import Endpoint, MalformedReply
-from connectors.records import NO_USAGE, ROW_ERROR_CLASSES, ErrorClass, Reply, RowError, Usage, Values
+from connectors.error_classes import ROW_ERROR_CLASSES, ErrorClass
+from connectors.records import NO_USAGE, Reply, RowError, Usage, Values
 from connectors.transport.bounded_json import parse_json
 from connectors.transport.client import RequestError
 from connectors.transport.error_replies import request_id, row_error
 from connectors.transport.reply_body import has_answer, web_page
-from connectors.transport.stated_waits import stated_wait
+from connectors.transport.retry_after import retry_after_of
 from connectors.transport.token_usage import token_usage
 from pipelines.dispatch.request_types import RequestGroup, Route
 from pipelines.ledger.entries import AnswerRecord, PendingExchange, SettledExchange, UnverifiedAnswer
@@ -37,7 +38,7 @@ class ExchangeOutcome(Struct):
 
     def retry_after(self, now: float) -> float | None:
         """Return the seconds after which the provider wants to be asked again; `now`: seconds since 1970."""
-        return None if self.reply is None or self.error is None else stated_wait(self.reply, now)
+        return None if self.reply is None or self.error is None else retry_after_of(self.reply, now)
 
     @property
     def has_found_no_server(self) -> bool:

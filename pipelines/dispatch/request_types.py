@@ -14,7 +14,7 @@ from pipelines.dispatch.counters import RunCounters
 from pipelines.dispatch.packing.packing import Packing
 from pipelines.dispatch.read_buffer import LARGE_ANSWER_BYTES
 from pipelines.ledger.entries import AnswerRecord, PendingExchange, SettledExchange, StoredAnswer, UnverifiedAnswer
-from pipelines.limits.group_terms import GroupTerms
+from pipelines.limits.group_limits import GroupLimits
 from pipelines.limits.provider_limiter import ProviderLimiter
 from pipelines.pricing.prices import Price
 from pipelines.pricing.run_budget import Reservation
@@ -51,7 +51,7 @@ class Route(Struct):
     """How rows share requests; None: the endpoint decides."""
     pool: "RoutePool | None" = None
     """The pool whose members share the work, each with a route; None for a single provider."""
-    terms: "GroupTerms[RequestGroup] | None" = None
+    group_limits: "GroupLimits[RequestGroup] | None" = None
     """What the provider takes in one exchange; None if every request is alone."""
 
     @property

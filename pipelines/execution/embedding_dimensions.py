@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import duckdb
 import pyarrow as pa
 
+from connectors.error_classes import ROW_ERROR_CLASSES
 from connectors.errors import Stopped
-from connectors.records import ROW_ERROR_CLASSES, Request
+from connectors.records import Request
 from connectors.sql import identifier
 from connectors.templating.row_values import row_values
 from connectors.transport.client import HttpTransport, RequestTimeouts

@@ -10,7 +10,7 @@ from typing import Literal
 
 from connectors.errors import JobError, RowmillError, Stopped
 from pipelines.ledger.answer_index import ANSWERS_TABLE
-from pipelines.ledger.older_runs import older_runs
+from pipelines.ledger.older_versions import jobs_of_older_versions
 
 _ADDED = """
 create table if not exists vector_sizes (provider text not null, model text not null, size integer not null,
@@ -214,7 +214,7 @@ def _migrate(db: sqlite3.Connection, path: Path) -> None:
     try:
         # Another process may have done it first.
         version = _version(db)
-        if 0 < version < VERSION and (jobs := older_runs(path.parent, VERSION)):
+        if 0 < version < VERSION and (jobs := jobs_of_older_versions(path.parent, VERSION)):
             raise JobError(
                 path,
                 f"an older Rowmill is still running {', '.join(jobs)} with it",

@@ -674,5 +674,5 @@ def _embedding_facts(ledger: ReadableLedger | None, provider: Provider, model: s
         return EmbeddingFacts()
     key = (provider.tag, model)
     sizes = ledger.query("select size from vector_sizes where provider = ? and model = ?", key)
-    terms = ledger.query("select max_requests, encoding from group_terms where provider = ? and model = ?", key)
-    return EmbeddingFacts(int(sizes[0][0]) if sizes else None, *(terms[0] if terms else ()))
+    learned = ledger.query("select max_requests, encoding from group_terms where provider = ? and model = ?", key)
+    return EmbeddingFacts(int(sizes[0][0]) if sizes else None, *(learned[0] if learned else ()))

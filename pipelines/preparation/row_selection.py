@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from msgspec import Struct, field
 
 from connectors.contracts import Sink
+from connectors.error_classes import ROW_ERROR_CLASSES
 from connectors.errors import DataError, JobError, did_you_mean
 from connectors.records import (
     FAILED_CLASS,
@@ -26,7 +27,6 @@ from connectors.records import (
     KEPT_CHILDREN_PREFIX,
     KEPT_PREFIX,
     KEPT_ROW,
-    ROW_ERROR_CLASSES,
     ROW_PROBLEM,
     TEXT_PREFIX,
 )

@@ -8,8 +8,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from connectors.contracts import Check
+from connectors.error_classes import CHECK_FAILED
 from connectors.errors import JobError, KeyPath
-from connectors.records import CHECK_FAILED, RowError
+from connectors.records import RowError
 from connectors.sql import first_line
 from pipelines.config.sql_predicate import RowQueries, bisect_rows, evaluation_connection, predicate_columns
 

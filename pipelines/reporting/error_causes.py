@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from connectors.records import CHECK_FAILED
+from connectors.error_classes import CHECK_FAILED
 
 
 class ErrorCause(Struct, frozen=True):

@@ -9,7 +9,7 @@ import orjson
 import pyarrow as pa
 from msgspec import Struct
 
-from connectors.records import CHECK_FAILED
+from connectors.error_classes import CHECK_FAILED
 from connectors.sql import identifier, identifier_list, literal
 from connectors.tables.schemas import failure_names
 from connectors.templating.row_values import row_values

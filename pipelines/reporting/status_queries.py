@@ -9,7 +9,7 @@ import orjson
 from msgspec import Struct
 
 from connectors.contracts import Sink
-from connectors.records import CHECK_FAILED
+from connectors.error_classes import CHECK_FAILED
 from connectors.sql import identifier, identifier_list, literal
 from connectors.tables.schemas import FAILURE_COLUMNS, failure_names
 from connectors.templating.row_values import row_values

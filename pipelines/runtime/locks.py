@@ -11,7 +11,7 @@ from pathlib import Path
 
 from connectors.errors import Locked
 from pipelines.ledger.ledger_file import VERSION
-from pipelines.ledger.older_runs import lock_holder
+from pipelines.ledger.older_versions import lock_holder
 
 RAY_WRITERS_SECONDS = 60.0
 """How long a run waits for the ledger writers of an earlier run on Ray."""

@@ -10,8 +10,9 @@ import orjson
 from msgspec.structs import replace
 
 from connectors.contracts import Provider
+from connectors.error_classes import FATAL_ERROR_CLASSES
 from connectors.errors import JobError, Stopped
-from connectors.records import FATAL_ERROR_CLASSES, Call, Reply, RowError
+from connectors.records import Call, Reply, RowError
 from connectors.transport.client import HttpTransport, RequestError, RequestTimeouts
 from connectors.transport.error_replies import row_error
 from pipelines.config.workspace import Workspace, find_workspace

@@ -21,7 +21,7 @@ from connectors.contracts import Endpoint, MalformedReply, StepContext
 from connectors.records import Media, Reply, Request, RowError, Usage
 from connectors.registry import ENDPOINTS
 from connectors.transport.error_replies import is_error_body, parse_rate_headers, row_error
-from connectors.transport.stated_waits import retry_after_seconds
+from connectors.transport.retry_after import retry_after_seconds
 
 REPLIES = Path(__file__).parents[1] / "replies"
 QUICK = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))

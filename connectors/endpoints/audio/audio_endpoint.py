@@ -24,7 +24,8 @@ from connectors.endpoints.params.step_params import fixed_params, optional_templ
 from connectors.errors import JobError
 from connectors.media.media_packages import require_media_packages
 from connectors.media.multipart import build_form, check_file_column, row_files
-from connectors.records import Call, Media, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
+from connectors.records import Call, Media, Reply, Request, Row, RowError, Usage, Values
+from connectors.request_fingerprint import request_fingerprint
 from connectors.templating.template import RenderError
 from connectors.templating.template_tree import TemplateTree
 from connectors.tokens import count_tokens, max_output_tokens

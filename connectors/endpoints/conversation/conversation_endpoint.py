@@ -24,22 +24,10 @@ from connectors.endpoints.conversation.packed_conversation import (
 from connectors.endpoints.conversation.structured_modes import STRUCTURED_MODES, StructuredMode, next_mode
 from connectors.endpoints.conversation.structured_output import TypedOutput
 from connectors.endpoints.conversation.tool_calls import billing_terms
+from connectors.error_classes import CHECK_FAILED
 from connectors.errors import FieldError, JobError, KeyPath
-from connectors.records import (
-    CHECK_FAILED,
-    Call,
-    Media,
-    Reply,
-    Request,
-    Row,
-    RowError,
-    Usage,
-    Values,
-    compact_copy,
-    fingerprint_of,
-    fingerprint_suffix,
-    request_fingerprint,
-)
+from connectors.records import Call, Media, Reply, Request, Row, RowError, Usage, Values, compact_copy
+from connectors.request_fingerprint import fingerprint_of, fingerprint_suffix, request_fingerprint
 from connectors.templating.template import RenderError
 from connectors.templating.template_tree import TemplateTree, plain_json
 from connectors.tokens import chat_tokens, count_tokens, file_tokens, largest_output, smallest_output

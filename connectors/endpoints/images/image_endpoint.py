@@ -21,7 +21,8 @@ from connectors.endpoints.params.checks import FLAG, ParamCheck, integer, one_of
 from connectors.endpoints.params.step_params import fixed_params, optional_template, step_config_bytes
 from connectors.errors import JobError
 from connectors.media.multipart import build_form, check_file_column, row_files
-from connectors.records import Call, Media, Reply, Request, Row, RowError, Usage, Values, request_fingerprint
+from connectors.records import Call, Media, Reply, Request, Row, RowError, Usage, Values
+from connectors.request_fingerprint import request_fingerprint
 from connectors.templating.template import RenderError
 from connectors.tokens import count_tokens
 

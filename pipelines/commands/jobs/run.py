@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 import orjson
 
+from connectors.error_classes import FATAL_ERROR_CLASSES, ROW_ERROR_CLASSES, TRANSIENT_ERROR_CLASSES
 from connectors.errors import (
     INTERRUPTED_QUERY,
     JobError,
@@ -17,7 +18,6 @@ from connectors.errors import (
     from_duckdb_error,
     from_os_error,
 )
-from connectors.records import FATAL_ERROR_CLASSES, ROW_ERROR_CLASSES, TRANSIENT_ERROR_CLASSES
 from pipelines.commands.options import job_argument, job_files, override_options
 from pipelines.config.overrides import NONE, Overrides
 from pipelines.monitoring.json_log import DEFECT_MESSAGE, LogLevel, log_event, print_defect, print_problem

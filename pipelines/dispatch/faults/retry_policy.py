@@ -6,7 +6,8 @@ from typing import Literal
 
 from msgspec import Struct
 
-from connectors.records import FATAL_ERROR_CLASSES, ROW_ERROR_CLASSES, TRANSIENT_ERROR_CLASSES, RowError
+from connectors.error_classes import FATAL_ERROR_CLASSES, ROW_ERROR_CLASSES, TRANSIENT_ERROR_CLASSES
+from connectors.records import RowError
 from pipelines.dispatch.request_types import RetryLimits
 from pipelines.limits.provider_limiter import FIRST_REFUSAL_SECONDS
 

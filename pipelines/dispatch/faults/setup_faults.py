@@ -7,7 +7,8 @@ from urllib.parse import urlsplit
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from connectors.records import ROW_ERROR_CLASSES, Call, ErrorClass, RowError, is_rescued
+from connectors.error_classes import ROW_ERROR_CLASSES, ErrorClass
+from connectors.records import Call, RowError, is_rescued
 from connectors.transport.fault_table import masked_words, names_model
 from pipelines.dispatch.reply_handling import ExchangeOutcome
 from pipelines.dispatch.request_types import RequestGroup, Route

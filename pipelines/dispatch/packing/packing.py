@@ -8,7 +8,8 @@ from connectors.contracts import Endpoint
 from connectors.endpoints.conversation.conversation_endpoint import ConversationEndpoint
 from connectors.endpoints.conversation.packed_conversation import PackedAnswer, PackedConversation, PackOptions
 from connectors.endpoints.conversation.structured_modes import StructuredMode
-from connectors.records import ROW_ERROR_CLASSES, Call, Reply, Request, RowError, Usage
+from connectors.error_classes import ROW_ERROR_CLASSES
+from connectors.records import Call, Reply, Request, RowError, Usage
 from pipelines.dispatch.packing.agreement import PackAgreement, answers_agree, compared_columns, is_verified
 from pipelines.ledger.entries import AnswerRecord, UnverifiedAnswer
 

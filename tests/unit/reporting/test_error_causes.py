@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from connectors.records import ErrorClass
+from connectors.error_classes import ErrorClass
 from pipelines.reporting.error_causes import CAUSES
 
 PAGE = Path("jobs/docs/errors-and-faults.md").read_text()

@@ -15,7 +15,7 @@ from connectors.transport.error_replies import (
     parse_rate_headers,
     row_error,
 )
-from connectors.transport.stated_waits import retry_after_seconds
+from connectors.transport.retry_after import retry_after_seconds
 
 
 def error_of(status: int, body: Any, **headers: str) -> RowError:

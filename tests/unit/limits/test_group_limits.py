@@ -1,4 +1,4 @@
-"""Group terms: which groups wait, which are sent in parts, and what a run learns from refusals."""
+"""Group limits: which groups wait, which are sent in parts, and what a run learns from refusals."""
 
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any
 
 from connectors.contracts import BaseEndpoint
 from connectors.records import Request, RowError
-from pipelines.limits.group_terms import GroupTerms
+from pipelines.limits.group_limits import GroupLimits
 
 
 @dataclass(eq=False)
@@ -44,9 +44,9 @@ def group(size: int, start: int = 0) -> Group:
     return Group(tuple(Request(bytes([n]) * 16, b"", 1, 0) for n in range(start, start + size)))
 
 
-def terms(stored: Stored) -> GroupTerms[Group]:
+def terms(stored: Stored) -> GroupLimits[Group]:
     endpoint: Any = Endpoint()
-    return GroupTerms(endpoint, None, None, stored.store)
+    return GroupLimits(endpoint, None, None, stored.store)
 
 
 def refused(message: str) -> RowError:

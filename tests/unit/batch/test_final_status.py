@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from connectors.records import Reply, RowError
-from pipelines.batch.batch_end import LOST, Refusals, completed_lines, missing_answer, status_of, token_limit
 from pipelines.batch.files import ResultLine
+from pipelines.batch.final_status import LOST, Refusals, completed_lines, missing_answer, status_of, token_limit
 from pipelines.batch.settler import ResultReading
 
 OK = Reply(200, {}, b"{}", 0.0)

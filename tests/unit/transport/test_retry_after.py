@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from connectors.records import Reply
-from connectors.transport.stated_waits import parse_duration, retry_after_seconds, stated_wait
+from connectors.transport.retry_after import parse_duration, retry_after_of, retry_after_seconds
 
 NOW = 1445412470.0
 """2015-10-21 07:27:50 UTC"""
@@ -16,7 +16,9 @@ NOW = 1445412470.0
 
 def wait(body: Any, status: int = 429, **headers: str) -> float | None:
     raw = body if isinstance(body, bytes) else orjson.dumps(body)
-    return stated_wait(Reply(status, {name.replace("_", "-"): value for name, value in headers.items()}, raw, 1.0), NOW)
+    return retry_after_of(
+        Reply(status, {name.replace("_", "-"): value for name, value in headers.items()}, raw, 1.0), NOW
+    )
 
 
 @pytest.mark.parametrize(
@@ -97,5 +99,5 @@ def test_a_duration_has_its_unit(text: str, seconds: float | None) -> None:
 
 @given(st.dictionaries(st.sampled_from(["retry-after", "retry-after-ms", "x-ratelimit-reset"]), st.text()), st.binary())
 def test_any_header_and_any_body_can_be_read(headers: dict[str, str], body: bytes) -> None:
-    pause = stated_wait(Reply(429, headers, body, 1.0), 0.0)
+    pause = retry_after_of(Reply(429, headers, body, 1.0), 0.0)
     assert pause is None or pause >= 0

@@ -1,4 +1,4 @@
-"""Texts of values in the row fingerprints of earlier versions, which depended on the type of the whole column."""
+"""Row fingerprints of earlier versions: the texts of values in them, which depended on the type of the column."""
 
 from collections.abc import Iterator, Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""Older runs: jobs in progress by a Rowmill that does not know the present tables of the ledger.
+"""Older versions: jobs that run by a version of Rowmill that does not know the present tables of the ledger.
 
 A run writes the version of the ledger that it knows into the lock file of its job.
 """
@@ -17,7 +17,7 @@ def lock_holder(version: int) -> str:
     return f"{os.getpid()}, ledger version {version}"
 
 
-def older_runs(state: Path, version: int) -> Sequence[str]:
+def jobs_of_older_versions(state: Path, version: int) -> Sequence[str]:
     """Return the jobs that are run by processes that know no ledger of this version."""
     return [path.stem for path in sorted((state / "locks").glob("*.lock")) if _is_older(path, version)]
 

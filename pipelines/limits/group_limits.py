@@ -1,4 +1,4 @@
-"""Group terms: how many requests a provider's model takes in one exchange, and in which encoding, by its refusals."""
+"""Group limits: how many requests a provider's model accepts in one exchange, and in which encoding."""
 
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Generic, Protocol, TypeVar
@@ -16,11 +16,11 @@ class Group(Protocol):
 
 G = TypeVar("G", bound=Group)
 
-StoreTerms = Callable[[int | None, str | None], Coroutine[Any, Any, None]]
+StoreLimits = Callable[[int | None, str | None], Coroutine[Any, Any, None]]
 """Stores the most requests in a group, and the encoding if it is not the usual one, for later runs."""
 
 
-class GroupTerms(Generic[G]):
+class GroupLimits(Generic[G]):
     """What is known of one provider's model; the steps that use the model share it.
 
     A group that is larger than every accepted one goes first, alone: only it can be refused for its size. A refusal
@@ -28,7 +28,7 @@ class GroupTerms(Generic[G]):
     accepted; if in the end one request alone is refused, this request was the reason, and the limit is lifted.
     """
 
-    def __init__(self, endpoint: Endpoint, max_requests: int | None, encoding: str | None, store: StoreTerms) -> None:
+    def __init__(self, endpoint: Endpoint, max_requests: int | None, encoding: str | None, store: StoreLimits) -> None:
         """`max_requests` and `encoding`: as an earlier run has learned them; `endpoint` follows this encoding."""
         self.endpoint = endpoint
         """Writes the exchanges, in the encoding that the provider takes."""

@@ -1,4 +1,4 @@
-"""Stated waits: when a provider wants to be asked again, by headers, by keys of the body, or in words."""
+"""Retry-After: the wait that a reply asks for, in its headers, in keys of its body, or in words."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -53,7 +53,7 @@ _DATE_WORDS = (
 )
 
 
-def stated_wait(reply: Reply, now: float) -> float | None:
+def retry_after_of(reply: Reply, now: float) -> float | None:
     """Return the seconds after which the provider wants to be asked again, at most a year; None if it states none.
 
     `now`: seconds since 1970. A body is read only if it is an error's.

@@ -1,4 +1,4 @@
-"""How a batch ended: what that means for its lines, and whether the run goes on."""
+"""Final status of a batch: what it means for its lines, and whether the run goes on."""
 
 import re
 from collections import Counter
@@ -7,7 +7,8 @@ from typing import Any
 
 import orjson
 
-from connectors.records import FATAL_ERROR_CLASSES, TRANSIENT_ERROR_CLASSES, Reply, RowError
+from connectors.error_classes import FATAL_ERROR_CLASSES, TRANSIENT_ERROR_CLASSES
+from connectors.records import Reply, RowError
 from connectors.transport.error_replies import row_error
 from connectors.transport.token_usage import parse_count
 from pipelines.runtime.provider_api import Item
