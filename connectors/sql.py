@@ -23,6 +23,8 @@ SCRATCH_ROW_GROUP_ROWS = 8192
 """In Parquet files of the scratch folder."""
 _SPILL_FOLDER = "spill"
 """In the scratch folder: what does not fit into a memory limit."""
+_FILE_FUNCTION = re.compile(r"(read|parquet|iceberg)_\w+|st_read\w*|\w+_scan|glob|sniff_csv", re.IGNORECASE)
+"""Table functions whose first argument is a path. That of others, such as `unnest`, is a value."""
 
 # Text of a query.
 
@@ -88,7 +90,8 @@ def parse_sql(connection: duckdb.DuckDBPyConnection, sql: str, where: str | KeyP
         raise JobError(where, first_line(exc), remedy) from exc
     parsed: Any = orjson.loads(serialized[0]) if serialized else {"error": True}
     if parsed["error"]:
-        raise JobError(where, str(parsed.get("error_message", "cannot be read")).split("\n", 1)[0], remedy)
+        found = str(parsed.get("error_message", "cannot be read")).split("\n", 1)[0]
+        raise JobError(where, "is not a SELECT" if found.startswith("Only SELECT") else found, remedy)
     return parsed
 
 
@@ -111,7 +114,7 @@ def _resolve_paths_in(node: Any, folder: Path) -> None:
         for child in node:
             _resolve_paths_in(child, folder)
     elif isinstance(node, dict):
-        if node.get("type") == "TABLE_FUNCTION":
+        if node.get("type") == "TABLE_FUNCTION" and _FILE_FUNCTION.fullmatch(node["function"]["function_name"]):
             _resolve_first_argument(node["function"]["arguments"], folder)
         elif node.get("type") == "BASE_TABLE" and _is_path(str(node["table_name"])):
             node["table_name"] = _absolute_path(str(node["table_name"]), folder)
@@ -131,7 +134,7 @@ def _resolve_first_argument(arguments: list[Any], folder: Path) -> None:
 
 
 def _is_path(name: str) -> bool:
-    return "/" in name or name.endswith((".parquet", ".csv", ".json", ".jsonl", ".tsv", ".gz"))
+    return "/" in name or "." in name
 
 
 def _absolute_path(path: str, folder: Path) -> str:

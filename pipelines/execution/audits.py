@@ -73,7 +73,7 @@ def _result(db: duckdb.DuckDBPyConnection, audit: Audit, ready: PreparedJob, run
 
 
 def _count(db: duckdb.DuckDBPyConnection, sql: str) -> int:
-    ((count,),) = db.execute(f"select count(*) from (\n{sql}\n)").fetchall()
+    ((count,),) = db.execute(f"select count(*) from (\n{sql.strip().rstrip(';')}\n)").fetchall()
     return int(count)
 
 

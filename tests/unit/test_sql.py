@@ -68,6 +68,13 @@ def test_several_statements_are_refused() -> None:
         resolve_paths(db, "select 1; select 2", Path("/x"), ("source", "sql"))
 
 
+def test_values_of_table_functions_that_open_no_file_are_no_paths() -> None:
+    sql = "select u, value from unnest(string_split('a,b', ',')) t(u), unnest(['c']), json_each('{\"d\":\"e\"}')"
+    with duckdb.connect() as db:
+        query = resolve_paths(db, sql, Path("/data/folder"), ("source", "sql"))
+        assert db.execute(query).fetchall() == [("a", '"e"'), ("b", '"e"')]
+
+
 def test_a_locked_connection_reads_only_allowed_files(tmp_path: Path) -> None:
     inside, outside = tmp_path / "in" / "a.csv", tmp_path / "b.csv"
     inside.parent.mkdir()

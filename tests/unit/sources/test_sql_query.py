@@ -63,7 +63,7 @@ def test_types_that_tables_lack_become_others_without_a_loss(read_source: ReadSo
         ("select 1; select 2", "source.sql: has 2 statements; write one SELECT"),
         (
             "create table t as select 1",
-            "source.sql: Only SELECT statements can be serialized to json!; write",
+            "source.sql: is not a SELECT; write",
         ),
         ("select x from range(3)", 'source.sql: Referenced column "x" not found in FROM clause!'),
         ("select * from tickets", "source.sql: Table with name tickets does not exist!"),
