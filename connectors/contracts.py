@@ -13,8 +13,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from connectors.errors import KeyPath
 from connectors.records import NO_USAGE, BillingTerms, Call, Reply, Request, Row, RowError, Usage, Values
 
-RESERVED_NAME = re.compile(r"^(_run_id|_row_.*|_part|_key|_in_errors)$")
-"""Names of columns that no source and no step may have."""
+_RESERVED_NAME = re.compile("_run_id|_row_.*|_part|_key|_in_errors")
+
+
+def is_reserved_name(name: str) -> bool:
+    """Return whether no step may have an output of this name."""
+    return not name or "\0" in name or _RESERVED_NAME.fullmatch(name) is not None
 
 
 class FrozenModel(BaseModel):

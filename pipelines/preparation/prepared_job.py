@@ -11,7 +11,16 @@ import pyarrow as pa
 from msgspec import Struct
 from msgspec.structs import replace
 
-from connectors.contracts import EmbeddingFacts, Endpoint, Provider, Sink, SourceContext, StepContext, TableShape
+from connectors.contracts import (
+    EmbeddingFacts,
+    Endpoint,
+    Provider,
+    Sink,
+    SourceContext,
+    StepContext,
+    TableShape,
+    is_reserved_name,
+)
 from connectors.endpoints.conversation.conversation_endpoint import ConversationStep
 from connectors.endpoints.conversation.packed_conversation import PackOptions
 from connectors.errors import DataError, JobError, KeyPath
@@ -580,7 +589,7 @@ def with_location(loaded: LoadedJob) -> Iterator[None]:
 
 
 def _check_names(loaded: LoadedJob, steps: Sequence[AnyPreparedStep], taken: Sequence[str]) -> None:
-    """JobError if two columns of a row, in the results or between steps, have one name."""
+    """JobError if a step's column has a reserved name, or that of another column, in the results or between steps."""
     owner = dict.fromkeys(taken, "the source")
     of_source_row = dict(owner)
     for step in steps:
@@ -589,13 +598,12 @@ def _check_names(loaded: LoadedJob, steps: Sequence[AnyPreparedStep], taken: Seq
         elif isinstance(step, PreparedLocalStep) and isinstance(step.transform, Fold):
             owner = dict(of_source_row)
         for field in step.fields:
-            if field.name in owner:
-                key = _key_of_column(step, field)
-                raise JobError(
-                    loaded.locate("steps", step.model.name, key),
-                    f"{owner[field.name]} has a column {field.name} as well",
-                    "give this output another name",
-                )
+            if is_reserved_name(field.name) or field.name in owner:
+                found = f"{field.name or 'no text'} is a reserved name"
+                if field.name in owner:
+                    found = f"{owner[field.name]} has a column {field.name} as well"
+                where = loaded.locate("steps", step.model.name, _key_of_column(step, field))
+                raise JobError(where, found, "give this output another name")
             owner[field.name] = f"step {step.model.name}"
 
 

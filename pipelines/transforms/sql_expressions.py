@@ -7,7 +7,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from connectors.contracts import RESERVED_NAME
+from connectors.contracts import is_reserved_name
 from connectors.errors import JobError, KeyPath
 from connectors.sources.column_types import HUGE_AS, HUGE_TYPES, arrow_type, mapped_type, plain_type
 from connectors.sql import first_line, identifier, parse_sql, parser_connection
@@ -43,7 +43,7 @@ class SqlExpressions:
         paths: dict[str, KeyPath] = {name: (*where, name) if has_keys else where for name in expressions}
         names: set[str] = set()
         for name, sql in expressions.items():
-            if not name or "\0" in name or RESERVED_NAME.match(name):
+            if is_reserved_name(name):
                 raise JobError(paths[name], "this name is reserved for Rowmill", "choose another")
             names |= predicate_columns(sql, dict.fromkeys(schema.names), paths[name])
             _check_functions(sql, paths[name])

@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from connectors.contracts import RESERVED_NAME
+from connectors.contracts import is_reserved_name
 from connectors.endpoints.conversation.answer_json import json_objects, same_json, wrapped_objects
 from connectors.errors import JobError, KeyPath, did_you_mean
 from connectors.transport.bounded_json import parse_json
@@ -38,7 +38,7 @@ class TypedOutput:
         properties: dict[str, Any] = {}
         fields: list[pa.Field] = []
         for name, spec in declared.items():
-            if not name or "\0" in name or RESERVED_NAME.match(name):
+            if is_reserved_name(name):
                 raise JobError((*where, name), "this name is reserved for Rowmill", "choose another")
             properties[name], kind = _parse_type(spec, (*where, name))
             fields.append(pa.field(name, kind))

@@ -47,6 +47,17 @@ def test_an_output_with_the_name_of_a_column_that_a_step_reads_is_an_error_befor
     assert len(provider.seen) == NOTHING_SENT
 
 
+@pytest.mark.parametrize("name", ["_part", "_key", "_in_errors", "_row_x", '""'])
+def test_an_output_of_a_reserved_name_is_an_error_before_anything_is_sent(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider, name: str
+) -> None:
+    workspace.write("rows.csv", "id,text\n1,x\n")
+    line = refused(cli, workspace.job(steps=f"[{step('label', '{{ text }}', f', output: {name}')}]"))
+    found = "no text" if name == '""' else name
+    assert line.endswith(f"steps.label.output: {found} is a reserved name; give this output another name")
+    assert len(provider.seen) == NOTHING_SENT
+
+
 def test_an_output_may_have_the_name_of_a_column_that_no_step_reads(
     cli: Cli, workspace: Workspace, read: ReadTable
 ) -> None:
