@@ -44,6 +44,9 @@ COMMANDS = {
 }
 """Name -> its module, which is imported only if the command is used."""
 
+SECTIONS = {"jobs": "Jobs", "reports": "Results and progress", "providers": "Providers", "workspaces": "Workspaces"}
+"""Folder of `pipelines/commands` -> the heading of its commands in the help."""
+
 
 class LazyGroup(click.Group):
     """A command group whose commands are imported on demand."""
@@ -57,6 +60,17 @@ class LazyGroup(click.Group):
             return None
         command: click.Command = getattr(importlib.import_module(module), f"{cmd_name}_command")
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(map(len, COMMANDS))
+        for folder, title in SECTIONS.items():
+            with formatter.section(title):
+                names = [name for name, module in COMMANDS.items() if f".{folder}." in module]
+                commands = [(name, self.get_command(ctx, name)) for name in names]
+                limit = formatter.width - width - 6
+                formatter.write_dl(
+                    [(name.ljust(width), command.get_short_help_str(limit)) for name, command in commands if command]
+                )
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -367,7 +367,7 @@ def _rebuild_from_ledger(ready: PreparedJob, ledger: Ledger, at_least: RowCounts
         raise DataError(
             ready.sink_name,
             f"{at_least.errors - rows.errors:,} of {at_least.errors:,} errors cannot be written again, since their "
-            "record was pruned from the ledger; without it the next run asks for these rows again",
+            "record was pruned from the ledger; without it the next run sends these rows again",
             remedy,
         )
     ready.sink.finish()

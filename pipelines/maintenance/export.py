@@ -1,4 +1,4 @@
-"""Ledger export: exchanges, runs and facts about answers as Parquet files."""
+"""Ledger export: exchanges, runs and the index of answers as Parquet files."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice

@@ -283,8 +283,8 @@ class TimeBreakdown:
             return "rendering rows and fetching their files", "keep files on this machine and templates short"
         busy = figures["network"] / max(1e-9, figures["sending"])
         return (
-            "too few requests at a time",
-            f"nothing to raise: {busy:,.0f} of {figures['senders']:,} senders were busy",
+            "too few rows ready to send",
+            f"nothing to raise: on average, {busy:,.0f} of {figures['senders']:,} requests were in flight",
         )
 
 

@@ -18,11 +18,21 @@ from pipelines.runtime.run_options import RunOptions
     "--over", multiple=True, metavar="KEY=VALUES", help="Values of a key, or KEY=@GLOB for files. Repeatable."
 )
 @click.option(
-    "--expect", multiple=True, metavar="OUTPUT=COLUMN", help="The source's column with the right value. Repeatable."
+    "--expect",
+    multiple=True,
+    metavar="OUTPUT=COLUMN",
+    help="Column with the right value of an output. Repeatable.",
 )
-@click.option("--sample", type=click.IntRange(min=1), default=100, show_default=True, metavar="N", help="Rows to try.")
-@click.option("--by", metavar="COLUMN", help="Sample each of its values in proportion.")
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Another seed draws other rows.")
+@click.option(
+    "--sample",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="Number of rows in the sample.",
+)
+@click.option("--by", metavar="COLUMN", help="Stratify the sample by this column.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of the random sample.")
 @click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Replace any key of the job. Repeatable."
 )

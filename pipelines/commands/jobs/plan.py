@@ -14,8 +14,8 @@ from pipelines.config.overrides import Overrides
 def plan_command(jobs: tuple[str, ...], overrides: Overrides, as_json: bool) -> None:
     """Show what a run would send and what it would cost.
 
-    Nothing is sent. JOB is a job file or a folder of them. A job that reads the results of another one among them,
-    which has not run yet, is named and left out.
+    Nothing is sent. JOB is a job file or a folder of them. If a job reads the results of another of these jobs
+    that has not run yet, a message names it instead.
 
     \b
     Examples:

@@ -14,7 +14,7 @@ def rebuild_command(job: str, leave_out: bool) -> int:
 
     Nothing is sent. Rows whose answers were pruned (`ledger prune`, or `keep_answers: committed`) cannot be written
     again, nor errors whose record was pruned: then nothing is changed, unless --leave-out allows losing them. The next
-    run asks for these rows again.
+    run sends these rows again.
 
     \b
     Example:
@@ -27,12 +27,12 @@ def rebuild_command(job: str, leave_out: bool) -> int:
     click.echo(f"wrote {format_count(rows.results, 'row')} again; nothing was sent")
     if fewer.results:
         click.echo(
-            f"left out {fewer.results:,} rows whose answers were pruned from the ledger: rowmill run {job} asks for "
+            f"left out {fewer.results:,} rows whose answers were pruned from the ledger: rowmill run {job} sends "
             "them again"
         )
     if fewer.errors:
         click.echo(
-            f"left out {format_count(fewer.errors, 'error')} whose record was pruned: rowmill run {job} asks for these "
+            f"left out {format_count(fewer.errors, 'error')} whose record was pruned: rowmill run {job} sends these "
             "rows again"
         )
     if not any((rows.results, rows.errors, fewer.results, fewer.errors)):

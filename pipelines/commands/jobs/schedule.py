@@ -31,9 +31,14 @@ def schedule_command() -> None:
 
 @schedule_command.command("run")
 @job_argument(many=True)
-@click.option("--once", is_flag=True, help="Run what is due now, missed runs too, then exit.")
+@click.option("--once", is_flag=True, help="Run the jobs that are due now, including missed runs, then exit.")
 @click.option(
-    "--parallel", type=click.IntRange(min=1), default=4, show_default=True, help="Maximum number of jobs at a time."
+    "--parallel",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=4,
+    show_default=True,
+    help="Maximum number of jobs at a time.",
 )
 @click.option(
     "--log", type=click.Choice(["plain", "json"]), default="plain", show_default=True, help="Log format on stderr."
@@ -41,12 +46,14 @@ def schedule_command() -> None:
 def run_command(jobs: tuple[str, ...], once: bool, parallel: int, log: Literal["plain", "json"]) -> int:
     """Run each job when it is due, until stopped.
 
-    Stays in the foreground and starts each job as a separate process.
+    The scheduler stays in the foreground and starts each job as a separate process.
 
-    Runs that were missed while this was not running are caught up once. A job that is still running when it is due
-    again is not started twice. A job that reads another's results waits for it. Job files may be edited meanwhile.
-    On Ctrl-C or SIGTERM, running jobs finish their requests in flight, then this exits: with 130 if a job was
-    interrupted (it is caught up at the next start), else with 0. With --once the exit code is the worst of the jobs'.
+    A job that became due while the scheduler was not running is started once. A job that is still running when it is
+    due again is not started a second time. A job that reads another's results waits for that job. You can edit job
+    files while the scheduler runs.
+
+    On Ctrl-C or SIGTERM, running jobs finish their requests in flight. The exit code is then 130 if a job was
+    interrupted, which the next start continues, else 0. With --once it is the worst exit code of the jobs.
 
     \b
     Examples:
@@ -72,7 +79,12 @@ def run_command(jobs: tuple[str, ...], once: bool, parallel: int, log: Literal["
 @schedule_command.command("show")
 @click.argument("jobs", metavar="[JOB...]", nargs=-1)
 @click.option(
-    "--last", type=click.IntRange(min=1), default=1, show_default=True, help="Number of recent runs to show per job."
+    "--last",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Number of recent runs to show per job.",
 )
 @as_json_option
 def show_command(jobs: tuple[str, ...], last: int, as_json: bool) -> None:
@@ -99,7 +111,7 @@ def show_command(jobs: tuple[str, ...], last: int, as_json: bool) -> None:
 @schedule_command.command("install")
 @click.argument("jobs", metavar="[JOB...]", nargs=-1)
 @click.option("--as", "kind", type=click.Choice(["crontab", "systemd"]), required=True, help="Target scheduler.")
-@click.option("--write", is_flag=True, help="Install; without it only print.")
+@click.option("--write", is_flag=True, help="Install them. Default: only print.")
 @click.option(
     "--dir", "folder", type=click.Path(path_type=Path), help="Folder for systemd units. Default: the user's units."
 )
@@ -107,7 +119,7 @@ def show_command(jobs: tuple[str, ...], last: int, as_json: bool) -> None:
 def install_command(jobs: tuple[str, ...], kind: str, write: bool, folder: Path | None, env_file: Path | None) -> None:
     """Show or install crontab lines or systemd units.
 
-    They run the jobs on schedule. Without --write nothing is installed.
+    They run the jobs on schedule. Without --write they are only printed.
 
     \b
     Examples:

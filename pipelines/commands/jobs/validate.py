@@ -14,8 +14,8 @@ from pipelines.commands.options import job_argument, job_files
 def validate_command(jobs: tuple[str, ...]) -> int:
     """Check job files without sending or writing anything.
 
-    Checks them against their workspace, the columns of their source and the tables of their sink. A job that reads
-    the results of another one among them, which has not run yet, is named; its columns are not checked.
+    Checks them against their workspace, the columns of their source and the tables of their sink. If a
+    job reads the results of another of these jobs that has not run yet, its columns are not checked, with a message.
 
     \b
     Example:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def batches_command() -> None:
     """List, show and cancel a provider's batches.
 
-    These are the batches of the API key: other workspaces and programs that use it have theirs in the list too.
+    The list has all batches of the API key, including those of other workspaces and programs.
 
     \b
     Examples:
@@ -27,7 +27,9 @@ def batches_command() -> None:
 
 
 @batches_command.command("list")
-@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Maximum number of batches.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), metavar="N", default=20, show_default=True, help="Maximum number of batches."
+)
 @provider_option
 @as_json_option
 def list_command(limit: int, provider: str, as_json: bool) -> None:

@@ -38,7 +38,7 @@ def files_command() -> None:
 @provider_option
 @as_json_option
 def upload_command(file: Path, purpose: str, provider: str, as_json: bool) -> None:
-    """Upload a file; it is read as it is sent.
+    """Upload a file of any size; it is streamed from disk.
 
     \b
     Example:

@@ -4,12 +4,14 @@ import click
 
 
 @click.command("serve")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8484, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on.")
-@click.option("--api-key", help="Refuse requests without this key. Default: accept any key.")
-@click.option("--requests-per-minute", type=click.IntRange(min=1), help="Answer 429 above this rate.")
-@click.option("--tokens-per-minute", type=click.IntRange(min=1), help="Answer 429 above this rate.")
-@click.option("--latency-ms", type=click.FloatRange(min=0), default=0, help="Delay before each answer.")
+@click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Address to listen on.")
+@click.option(
+    "--port", default=8484, show_default=True, type=click.IntRange(0, 65535), metavar="PORT", help="Port to listen on."
+)
+@click.option("--api-key", metavar="KEY", help="Refuse requests without this key. Default: accept any key.")
+@click.option("--requests-per-minute", type=click.IntRange(min=1), metavar="N", help="Answer 429 above this rate.")
+@click.option("--tokens-per-minute", type=click.IntRange(min=1), metavar="N", help="Answer 429 above this rate.")
+@click.option("--latency-ms", type=click.FloatRange(min=0), metavar="MS", default=0, help="Delay before each answer.")
 @click.option(
     "--fault",
     "faults",

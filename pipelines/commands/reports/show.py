@@ -14,7 +14,8 @@ from pipelines.commands.options import job_argument
 def show_command(job: str, key: str, as_json: bool) -> None:
     """Show a row's requests, replies, cost and history.
 
-    KEY is the key's value; for a composite key a JSON array, e.g. '["eng", 1]'. Vectors are shortened.
+    KEY is the value of the key column; for a key of several columns a JSON array, e.g. '["eng", 1]'. The output is
+    JSON, with shortened vectors.
 
     \b
     Example:

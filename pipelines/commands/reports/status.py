@@ -42,7 +42,9 @@ def status_command(job: str | None, as_json: bool) -> None:
 
 @click.command("errors")
 @job_or_folder_argument
-@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Maximum number of rows.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), metavar="N", default=20, show_default=True, help="Maximum number of rows."
+)
 @as_json_option
 def errors_command(job: str | None, limit: int, as_json: bool) -> None:
     """Show the rows that failed, and why.

@@ -9,8 +9,10 @@ from connectors.errors import JobError
 
 @click.command("watch")
 @click.argument("folder", metavar="[FOLDER]", required=False)
-@click.option("--port", type=click.IntRange(0, 65535), default=8585, show_default=True, help="Port of 127.0.0.1.")
-@click.option("--read-only", is_flag=True, help="Show everything, steer nothing.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), metavar="PORT", default=8585, show_default=True, help="Port of 127.0.0.1."
+)
+@click.option("--read-only", is_flag=True, help="Show everything, but do not steer runs.")
 def watch_command(folder: str | None, port: int, read_only: bool) -> None:
     """Show all jobs of a workspace on a live page.
 

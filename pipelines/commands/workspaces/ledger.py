@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from pipelines.ledger.ledger_reader import LedgerReader
 
 workspace_option = click.option(
-    "--workspace", "folder", type=click.Path(path_type=Path), default=Path(), help="Default: the one of this folder."
+    "--workspace",
+    "folder",
+    type=click.Path(path_type=Path),
+    default=Path(),
+    help="Workspace. Default: that of the current folder.",
 )
 
 
@@ -26,7 +30,7 @@ workspace_option = click.option(
 def ledger_command() -> None:
     """Show, prune and export the ledger.
 
-    The ledger is the file that has every request and every answer of a workspace.
+    The ledger is the SQLite file with every request and every answer of a workspace.
 
     \b
     Examples:
@@ -72,7 +76,7 @@ def show_command(folder: Path, as_json: bool) -> None:
 @workspace_option
 @click.option("--older-than", "age", metavar="AGE", help="Only answers older than this: 12h, 90d, 6w.")
 @click.option("--job", "jobs", multiple=True, metavar="NAME", help="Only answers of this job. Repeatable.")
-@click.option("--gone", is_flag=True, help="Only answers of jobs that no file of the workspace describes any more.")
+@click.option("--gone", is_flag=True, help="Only answers of jobs that no longer have a job file in the workspace.")
 @click.option("--answers-only", is_flag=True, help="Keep commit records, so that `rebuild` reports missing rows.")
 @click.option("--dry-run", is_flag=True, help="Only print what would be deleted.")
 def prune_command(
@@ -80,10 +84,8 @@ def prune_command(
 ) -> None:
     """Delete answers that are no longer needed.
 
-    Exchanges and their cost are kept.
-
-    Rows in a sink stay there. Afterwards, `rebuild` of these rows and equal requests of other rows need new requests.
-    Answers of a job with an open run are never deleted.
+    Exchanges and their cost are kept, and so are the rows in a sink. Afterwards, `rebuild` cannot write these rows, and
+    equal requests are sent again. Answers of a job with an open run are never deleted.
 
     \b
     Examples:
@@ -121,11 +123,10 @@ def prune_command(
 @workspace_option
 @click.option("-o", "target", required=True, type=click.Path(path_type=Path), help="A folder, or one .parquet file.")
 def export_command(folder: Path, target: Path) -> None:
-    """Export exchanges, runs and facts about answers as Parquet.
+    """Export exchanges, runs and the index of answers as Parquet.
 
-    The answers themselves are not exported.
-
-    Into a folder: exchanges.parquet, runs.parquet, answers.parquet. Into a file: the exchanges.
+    The answers themselves are not exported. A folder gets exchanges.parquet, runs.parquet and answers.parquet; a file
+    gets the exchanges.
 
     \b
     Example:

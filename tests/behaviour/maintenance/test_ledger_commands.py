@@ -94,7 +94,7 @@ def test_after_a_prune_rebuild_refuses_to_lose_errors(workspace: Any, provider: 
     assert cli("rebuild", job, "--leave-out") == 0
     assert cli.out.splitlines()[:2] == [
         "wrote 0 rows again; nothing was sent",
-        f"left out 3 errors whose record was pruned: rowmill run {job} asks for these rows again",
+        f"left out 3 errors whose record was pruned: rowmill run {job} sends these rows again",
     ]
     shutil.rmtree(workspace.folder / "out")
     assert cli("rebuild", job) == 0
@@ -112,7 +112,7 @@ def test_a_rebuild_of_lost_tables_counts_the_rows_whose_answers_are_gone(
     assert cli("rebuild", job) == 0
     assert cli.out.splitlines()[:2] == [
         "wrote 3 rows again; nothing was sent",
-        f"left out 2 rows whose answers were pruned from the ledger: rowmill run {job} asks for them again",
+        f"left out 2 rows whose answers were pruned from the ledger: rowmill run {job} sends them again",
     ]
     assert len(read(workspace.folder / "out")) == 3
 

@@ -86,7 +86,8 @@ def test_a_usage_without_any_price_has_no_total_cost() -> None:
 def test_the_one_line_help_of_each_command_is_not_cut(cli: Any, monkeypatch: pytest.MonkeyPatch, group: str) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert cli(*filter(None, [group]), "--help") == 0
-    commands = cli.out.split("Commands:\n")[1].splitlines()
+    listed = re.split(r"^(?:Commands|Jobs):\n", cli.out, flags=re.MULTILINE)[1].splitlines()
+    commands = [line for line in listed if line.startswith("  ")]
     assert len(commands) >= 2
     assert all(re.match(r"  \w+ +[A-Z].*\.$", line) for line in commands)
     assert [line for line in commands if len(line) > 80 or line.endswith("...")] == []

@@ -47,7 +47,9 @@ def test_what_takes_most_of_the_time_is_the_bottleneck() -> None:
     assert bottleneck(breakdown_of(BUSY), idle=90, setting_out=9.0).startswith(
         "rendering rows and fetching their files"
     )
-    assert bottleneck(breakdown_of(BUSY), idle=80, network=20).endswith("nothing to raise: 2 of 10 senders were busy")
+    assert bottleneck(breakdown_of(BUSY), idle=80, network=20).endswith(
+        "nothing to raise: on average, 2 of 10 requests were in flight"
+    )
     assert bottleneck(breakdown_of(BUSY), idle=80, limits=12, network=8).startswith(
         "the pool's members, all busy or paused (60 %"
     )
