@@ -59,7 +59,7 @@ INTEGER_TYPES = ("BIGINT", "DECIMAL(38, 0)", "VARCHAR")
 
 
 class JsonlSource(FilesModel):
-    """Each key of any line is a column; strings stay strings, values of several types become JSON text."""
+    """Each key of any line is a column; values of several types become text, strings as they are and others as JSON."""
 
     jsonl: str | Columns = Field(
         description="Path, folder, glob or list of them, also at s3://, gs://, az:// (extra `rowmill[cloud]`); .gz, "
@@ -273,7 +273,8 @@ def _transformed(kind: Any, integer: str, path: JsonPath, leaves: NumberLeaves) 
         return "VARCHAR"
     if path in leaves.whole or (kind in NUMBERS and kind != "DOUBLE"):
         return integer
-    return "VARCHAR" if kind == "NULL" else kind
+    # In values of several types, texts stay as they are; as JSON they would have quotes.
+    return "VARCHAR" if kind in ("NULL", "JSON") else kind
 
 
 def _read_type(kind: Any, are_exact: bool) -> str:

@@ -61,6 +61,30 @@ def test_one_odd_value_of_json_lines_changes_no_other_row(
     assert provider.prompts() == [usual, odd.strip('"')]
 
 
+def test_texts_beside_other_types_have_no_quotes(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli, read: ReadTable
+) -> None:
+    values = [{"v": "a", "l": ["x"]}, {"v": 1, "l": [[2, "y"]]}, {"v": {"k": "b"}, "l": [None, True]}]
+    lines = [json.dumps({"id": number, "value": value}) for number, value in enumerate(values)]
+    workspace.write("rows.jsonl", "\n".join(lines))
+    job = workspace.job(
+        source="{jsonl: rows.jsonl, key: id, where: \"value.v <> 'other'\"}",
+        steps=STEPS.replace("{{ value }}", "{{ value.v }} {{ value.l[0] }} {{ value }}"),
+        sink="{parquet: out, columns: [value]}",
+    )
+    assert cli.run(job)["rows_ok"] == 3
+    assert sorted(provider.prompts()) == [
+        '1 [2,"y"] {"v":1,"l":[[2,"y"]]}',
+        'a x {"v":"a","l":["x"]}',
+        '{"k":"b"}  {"v":{"k":"b"},"l":[null,true]}',
+    ]
+    assert [row["value"] for row in read(workspace.folder / "out")] == [
+        {"v": "a", "l": ["x"]},
+        {"v": "1", "l": ['[2,"y"]']},
+        {"v": '{"k":"b"}', "l": [None, "true"]},
+    ]
+
+
 def test_messages_and_calls_of_json_lines_keep_the_form_that_their_row_has(
     workspace: Workspace, provider: ScriptedProvider, cli: Cli
 ) -> None:
