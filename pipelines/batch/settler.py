@@ -219,7 +219,8 @@ class BatchSettler:
             self._counters.add_note(excess_note(route))
         if (note := billing_note(route, outcome)) is not None:
             self._counters.add_note(note)
-        answers = self._state.setup_faults.stored_answers(route, ledger_answers(group, outcome), is_suspect)
+        found = ledger_answers(group, outcome)
+        answers = self._state.setup_faults.stored_answers(route, route, found, is_suspect)
         unverified = group.unverified_changes(answers)
         settled = settled_exchange(_pending(batch, line), outcome, charged, answers, unverified)
         # A line of a file has no latency.
@@ -232,7 +233,7 @@ class BatchSettler:
         """Stop if an error shows a fault of the set-up; return whether it may turn out to be one."""
         faults = self._state.setup_faults
         outcome.error = faults.confirm(route, None, outcome.error, is_pooled=False)
-        is_suspect = faults.is_suspect(group, outcome)
+        is_suspect = faults.is_suspect(group, route, outcome)
         is_settled = outcome.error is None or len(group.requests) == 1
         if is_settled and (reason := faults.settle_outcome(group, route, outcome)) is not None:
             self._state.stop(f"setup: {reason}")

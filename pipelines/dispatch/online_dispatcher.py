@@ -342,7 +342,7 @@ class OnlineDispatcher:
         outcome = interpret(group, reply, failure, self._retry_limits.longest_hold, now_us() / 1e6)
         setup_faults = self.state.setup_faults
         outcome.error = setup_faults.confirm(member, call, outcome.error, is_pooled=group.route.pool is not None)
-        is_suspect = setup_faults.is_suspect(group, outcome)
+        is_suspect = setup_faults.is_suspect(group, member, outcome)
         charged = charged_cost(member.price, outcome, max_cost)
         if reservation.record_cost(charged):
             self._counters.add_note(excess_note(member))
@@ -357,7 +357,7 @@ class OnlineDispatcher:
             decision = self._settle(group, member, outcome, decision)
         elif decision.action == "split":
             setup_faults.begin_split(group)
-        answers = setup_faults.stored_answers(group.route, ledger_answers(group, outcome), is_suspect)
+        answers = setup_faults.stored_answers(group.route, member, ledger_answers(group, outcome), is_suspect)
         exchange.settled = settled_exchange(pending, outcome, charged, answers, group.unverified_changes(answers))
         if decision.stop_reason is not None:
             self.stop(decision.stop_reason)

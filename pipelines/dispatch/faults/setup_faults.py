@@ -33,8 +33,6 @@ class _Step(Struct):
     failed: int = 0
     """Rows, all with the same signature."""
     parked: deque[RequestGroup] = field(default_factory=deque)
-    withheld: list[AnswerRecord] = field(default_factory=list)
-    """Errors of the first rows, which the ledger gets if they turn out to be the rows' own."""
     split_off: set[int] = field(default_factory=set)
     """Identities of groups that count as in flight although they wait in the queue, or are about to be split."""
 
@@ -71,6 +69,8 @@ class SetupFaults:
         self._steps: dict[str, _Step] = {}
         self.first_rows: dict[tuple[str, str], FirstRows] = {}
         """By step and provider."""
+        self._withheld: dict[tuple[str, str], list[AnswerRecord]] = {}
+        """Errors of the first rows, by step and provider: for the ledger if they turn out to be the rows' own."""
         self._models: dict[tuple[str, str], _Model] = {}
         self.joint_fault: str | None = None
         """What `merge` has found: maybe only after all rows were settled."""
@@ -160,7 +160,7 @@ class SetupFaults:
         remedy = "" if found.http_status is None else f"; {_remedy(found, member)}"
         return replace(found, message=f"{found.message}{remedy}")
 
-    def is_suspect(self, group: RequestGroup, outcome: ExchangeOutcome) -> bool:
+    def is_suspect(self, group: RequestGroup, member: Route, outcome: ExchangeOutcome) -> bool:
         """Whether an error may turn out to be the set-up's: then the ledger stores no error of the row."""
         # The row of a group may fail alone.
         if len(outcome.answers) > 1:
@@ -169,24 +169,26 @@ class SetupFaults:
         error = outcome.error or (answer if isinstance(answer, RowError) else None)
         if error is None:
             return False
-        is_first = not self.is_proven(group.route) and not has_rung_left(group, error)
+        is_first = not self._are_own(group.route, member) and not has_rung_left(group, error)
         return is_first or self._denies_model(error)
 
     def _denies_model(self, error: RowError | None) -> bool:
         """Return whether an error is one of the last replies without a model or path."""
         return error is not None and any(signature(error) in model.missing for model in self._models.values())
 
-    def stored_answers(self, route: Route, records: Sequence[AnswerRecord], is_suspect: bool) -> Sequence[AnswerRecord]:
-        """Return what the ledger stores of an exchange; errors that may be the set-up's wait for the step's proof."""
-        step = self._step(route)
+    def stored_answers(
+        self, route: Route, member: Route, records: Sequence[AnswerRecord], is_suspect: bool
+    ) -> Sequence[AnswerRecord]:
+        """Return what the ledger stores of an exchange; errors that may be the set-up's wait for the proof."""
+        key = (member.step, member.provider.name)
         if is_suspect:
             # A model that is missing for now may be gone later, with the same words: such errors are never stored.
-            step.withheld += [record for record in records if not self._denies_model(record[3])]
+            withheld = [record for record in records if not self._denies_model(record[3])]
+            self._withheld.setdefault(key, []).extend(withheld)
             return ()
-        if not step.is_proven or not step.withheld:
+        if not self._withheld or not self._are_own(route, member):
             return records
-        withheld, step.withheld = step.withheld, []
-        return (*withheld, *records)
+        return (*self._withheld.pop(key, ()), *records)
 
     def settle_outcome(self, group: RequestGroup, member: Route, outcome: ExchangeOutcome) -> str | None:
         """Do the same as `settle`; an error that is known to be the set-up's becomes one of its class."""
@@ -244,6 +246,10 @@ class SetupFaults:
     def is_setup(self, step: str, error: RowError) -> bool:
         """Whether the error of a row is known to be the set-up's."""
         return bool(self.signatures) and (step, signature(error)) in self.signatures
+
+    def _are_own(self, route: Route, member: Route) -> bool:
+        """Whether failures of rows are their own: in a pool, the others' answers prove nothing of this member."""
+        return self.is_proven(route) if route.pool is None else self._member(member).is_proven
 
     def _step(self, route: Route) -> _Step:
         found = self._steps.get(route.step)
