@@ -20,6 +20,7 @@ from connectors.transport import fast_post
 from connectors.transport.access.connection_faults import is_https_port, permanent_fault, refused_by_proxy
 from connectors.transport.access.provider_access import ProviderAccess
 from connectors.transport.access.secret_mask import SecretMask
+from connectors.transport.access.tunnels import TunnelConnector, TunnelError
 from connectors.transport.deadlines import Deadline, DeadlineExceeded, Deadlines
 from connectors.transport.fast_post import CleanConnector, FastPost, ResponseHead, WholeReply
 from connectors.transport.first_token import FirstToken
@@ -70,7 +71,7 @@ class HttpTransport:
 
     def __init__(self, timeouts: RequestTimeouts, connections: int) -> None:
         """`connections`: the maximum; as many as requests may be in flight."""
-        connector_type = CleanConnector if fast_post.is_enabled() else aiohttp.TCPConnector
+        connector_type = CleanConnector if fast_post.is_enabled() else TunnelConnector
         connector = connector_type(limit=connections, ttl_dns_cache=300, socket_factory=keepalive_socket)
         # aiohttp's own deadlines would expire after a suspension before anything is read.
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=timeouts.connect_s or None, sock_read=None)
@@ -322,6 +323,8 @@ class _FailureMapper:
                 return "connection", f"the proxy cannot reach the server (HTTP {exc.status})", False
             case aiohttp.ClientProxyConnectionError():
                 return "connection", f"cannot connect to the proxy: {text}", False
+            case TunnelError():
+                return "connection", f"the proxy opened no tunnel: {text}", False
             case aiohttp.ClientConnectorError():
                 return "connection", f"cannot connect: {text}", False
             case aiohttp.http_exceptions.HttpProcessingError() if not self.has_reply:

@@ -21,6 +21,8 @@ from aiohttp.connector import Connection
 from msgspec import Struct
 from yarl import URL
 
+from connectors.transport.access.tunnels import TunnelConnector
+
 if TYPE_CHECKING:
     from aiohttp.client_reqrep import ConnectionKey
     from aiohttp.tracing import Trace
@@ -192,7 +194,7 @@ class FastPost:
         self._connector.keep(connection)
 
 
-class CleanConnector(aiohttp.TCPConnector):
+class CleanConnector(TunnelConnector):
     """A connector that drops an idle connection on which bytes have arrived: they would answer the next request."""
 
     def __init__(self, **options: Any) -> None:

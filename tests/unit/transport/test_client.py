@@ -208,6 +208,27 @@ async def test_no_connection_in_time_is_not_billable_and_names_the_key(
     assert (error.error_class, error.is_billable, str(error)) == ("timeout", False, message)
 
 
+@pytest.mark.parametrize(
+    ("answers", "error_class", "message"),
+    [
+        ([], "timeout", "no connection within 0.05 s; raise timeouts.connect if the network is slow"),
+        ([None], "connection", "the proxy opened no tunnel: Server disconnected"),
+    ],
+    ids=["silent", "closes"],
+)
+async def test_a_proxy_that_opens_no_tunnel_has_sent_no_request(
+    transport: Callable[..., HttpTransport], answers: list[bytes | None], error_class: str, message: str
+) -> None:
+    async with RawHttpServer() as proxy:
+        proxy.answers = [*answers]
+        provider = Provider("test", "https://api.corp.test/v1", KEY, proxy=proxy.base_url.removesuffix("/v1"))
+        with pytest.raises(RequestError) as caught:
+            await transport(connect_s=0.05 if not answers else 5).send(
+                provider, Call("POST", "/chat/completions", BODY)
+            )
+    assert (caught.value.error_class, caught.value.is_billable, str(caught.value)) == (error_class, False, message)
+
+
 async def test_the_system_detects_a_dead_peer_within_two_minutes(
     transport: Callable[..., HttpTransport], server: RawHttpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
