@@ -205,9 +205,9 @@ def _input_tokens(counts: Mapping[str, Any]) -> tuple[int | None, int | None, in
     reads, writes = _first(counts, CACHE_READS), _first(counts, CACHE_WRITES)
     others = sum(count for name in OTHER_INPUT if (count := parse_count(counts.get(name))) is not None)
     if inputs is not None:
-        beside = (reads or 0) + (writes or 0)
-        if beside and (detailed is None or beside > inputs):
-            inputs += beside
+        cache_tokens = (reads or 0) + (writes or 0)
+        if cache_tokens and (detailed is None or cache_tokens > inputs):
+            inputs += cache_tokens
         elif cached is not None and cached > inputs:
             inputs += cached
         inputs += others

@@ -383,10 +383,10 @@ def _totals(frame: pl.DataFrame, over: str, value: str, figures: str = ",") -> a
 
 def _colours(values: Sequence[str]) -> dict[str, str]:
     """Return the colour of each value: that of its meaning, or the next one of the palette; colours may repeat."""
-    meant = {value: MEANINGS[value] for value in values if value in MEANINGS}
-    others = [colour for colour in PALETTE if colour not in meant.values()] or list(PALETTE)
-    unmeant = [value for value in values if value not in meant]
-    return {**meant, **{value: others[place % len(others)] for place, value in enumerate(unmeant)}}
+    known = {value: MEANINGS[value] for value in values if value in MEANINGS}
+    others = [colour for colour in PALETTE if colour not in known.values()] or list(PALETTE)
+    unknown = [value for value in values if value not in known]
+    return {**known, **{value: others[place % len(others)] for place, value in enumerate(unknown)}}
 
 
 def _colour(name: str, values: Sequence[str], colours: Sequence[str] | None = None) -> alt.Color:

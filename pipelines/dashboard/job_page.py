@@ -119,9 +119,7 @@ def _headline(snapshot: Snapshot, job: WatchedJob) -> str:
     if job.run.ended_at is None:
         return f"Started {age}; its process was killed. The next run goes on where it stopped."
     ended = datetime.fromtimestamp(job.run.ended_at / 1e6, UTC)
-    return (
-        f"Ended {format_age(snapshot.at - ended)}, {format_duration((ended - began).total_seconds())} after its start."
-    )
+    return f"Ended {format_age(snapshot.at - ended)}; it took {format_duration((ended - began).total_seconds())}."
 
 
 def _figures(job: WatchedJob, facts: JobFacts, totals: Totals) -> Figures:

@@ -203,8 +203,8 @@ class OnlineDispatcher:
                 try:
                     await (self._send_group(group, task) if is_simple else self._send_parts(group, task))
                 finally:
-                    for parked in self.state.setup_faults.leave(group):
-                        self.enqueue(parked)
+                    for waiting in self.state.setup_faults.leave(group):
+                        self.enqueue(waiting)
             # It may be large, and the next one may take long to come.
             del group
         if self.state.stop_reason is None:

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from connectors.documents.document_reader import DocumentReader
 from connectors.documents.document_store import DocumentStore
+from connectors.media.media_reader import MediaReader
 from connectors.transport.client import HttpTransport, RequestTimeouts
 from pipelines.batch.dispatcher import BatchDispatcher, BatchOptions
 from pipelines.batch.store import BatchLedger
@@ -100,7 +101,6 @@ def local_engine(context: RunContext) -> Engine:
     """Return the engine that runs in this process."""
     prepared, ledger, run = context.prepared, context.ledger, context.run
     job = prepared.job
-    timeouts, retry = job.timeouts, job.retry
     concurrency, shortage = affordable_connections(job.limits.concurrency)
     notice = None if shortage is None else f"{prepared.loaded.locate('limits', 'concurrency')}: {shortage}"
     limiters: dict[str, ProviderLimiter] = {}
@@ -109,12 +109,15 @@ def local_engine(context: RunContext) -> Engine:
     steps = build_routes(job, prepared.workspace, prepared.steps, ledger, run.run_id, limiters, job_limiter)
     batches = BatchLedger(ledger, job.name)
     is_batch = job.delivery == "batch" or batches.has_open_batches()
+    timeouts = job.timeouts
     transport = HttpTransport(RequestTimeouts(timeouts.connect, timeouts.idle, timeouts.total), concurrency)
-    retry_limits = RetryLimits(retry.attempts, retry.longest_wait, retry.longest_hold)
+    retry_limits = RetryLimits(job.retry.attempts, job.retry.longest_wait, job.retry.longest_hold)
     pending = PendingRequests(
         ledger, context.counters, DispatchState(context.is_retrying), run.run_id, job.limits.failed_share
     )
     pending.on_request = context.on_request
+    for limiter in (job_limiter, *limiters.values()):
+        pending.state.on_pause(limiter.record_run_pause)
     ledger.watch_free_space(concurrency, pending.state.stop)
     online = OnlineDispatcher(
         pending, ledger, transport, context.budget, retry_limits, concurrency, context.daily_budget
@@ -124,23 +127,11 @@ def local_engine(context: RunContext) -> Engine:
         options = _batch_options(prepared, batches, transport, steps)
         dispatcher = BatchDispatcher(online, context.budget, retry_limits, context.daily_budget, options)
     media = media_reader(prepared)
-    documents = DocumentAccess(
-        media,
-        DocumentReader(),
-        DocumentStore(prepared.workspace.documents, prepared.workspace.folder),
-        prepared.sink.files_prefix,
-        prepared.sink.files_folder,
-        prepared.scratch / "pages",
-    )
+    documents = _document_access(prepared, media)
+    max_open_rows = OPEN_BATCH_ROWS if is_batch else MAX_OPEN_ROWS
+    children = prepared.scratch / "children"
     runner = StepRunner(
-        all_run_steps(
-            prepared.every_step,
-            steps,
-            prepared.shape,
-            prepared.scratch / "children",
-            documents,
-            OPEN_BATCH_ROWS if is_batch else MAX_OPEN_ROWS,
-        ),
+        all_run_steps(prepared.every_step, steps, prepared.shape, children, documents, max_open_rows),
         dispatcher,
         run.run_id,
         context.on_finished,
@@ -149,24 +140,6 @@ def local_engine(context: RunContext) -> Engine:
         lambda route, request, answer: ledger.store_answer(request.fingerprint, route.route_id, request.body, answer),
         prepared.sink.files_folder,
     )
-
-    in_force = job.limits
-    for limiter in (job_limiter, *limiters.values()):
-        pending.state.on_pause(limiter.record_run_pause)
-
-    def set_limits(limits: JobLimits, budget: int | None) -> str | None:
-        nonlocal in_force
-        shortage: str | None = None
-        if limits.concurrency != in_force.concurrency:
-            connections, shortage = affordable_connections(limits.concurrency)
-            transport.set_connections(connections)
-            online.set_concurrency(connections)
-            ledger.watch_free_space(connections, pending.state.stop)
-        job_limiter.set_configured(limits.requests_per_minute, limits.tokens_per_minute)
-        if budget is not None:
-            context.budget.set_limit(budget)
-        in_force = limits
-        return shortage
 
     async def close() -> None:
         await transport.close()
@@ -181,8 +154,46 @@ def local_engine(context: RunContext) -> Engine:
         close,
         job_limiter,
         concurrency,
-        set_limits,
+        _LimitSetter(context, transport, online, job_limiter).set_limits,
         notice=notice,
+    )
+
+
+class _LimitSetter:
+    """Puts other limits in force while the run is in progress."""
+
+    def __init__(
+        self, context: RunContext, transport: HttpTransport, online: OnlineDispatcher, job_limiter: ProviderLimiter
+    ) -> None:
+        self._context = context
+        self._transport = transport
+        self._online = online
+        self._job_limiter = job_limiter
+        self._concurrency = context.prepared.job.limits.concurrency
+
+    def set_limits(self, limits: JobLimits, budget: int | None) -> str | None:
+        """See Engine."""
+        shortage: str | None = None
+        if limits.concurrency != self._concurrency:
+            self._concurrency = limits.concurrency
+            connections, shortage = affordable_connections(limits.concurrency)
+            self._transport.set_connections(connections)
+            self._online.set_concurrency(connections)
+            self._context.ledger.watch_free_space(connections, self._online.state.stop)
+        self._job_limiter.set_configured(limits.requests_per_minute, limits.tokens_per_minute)
+        if budget is not None:
+            self._context.budget.set_limit(budget)
+        return shortage
+
+
+def _document_access(prepared: PreparedJob, media: MediaReader) -> DocumentAccess:
+    return DocumentAccess(
+        media,
+        DocumentReader(),
+        DocumentStore(prepared.workspace.documents, prepared.workspace.folder),
+        prepared.sink.files_prefix,
+        prepared.sink.files_folder,
+        prepared.scratch / "pages",
     )
 
 

@@ -78,19 +78,7 @@ def run_invocation(
         for line in job_warnings(ready):
             on_warning(line)
         with _with_partial_report(ready, probed):
-            if options.fail_on == "new" and has_keys(ready):
-                ready.selection.load_old_errors(ready.sink, ready.job.sink.write == "replace")
-            is_rewritten = prepare_sink(ready, ledger, options.schema_change)
-            if options.row_keys is not None:
-                ready.selection.restrict(options.row_keys)
-            if options.retried_classes is None:
-                ready.selection.rescued = rescued_classes(ready, ledger)
-            forget_other_ladders(ready, ledger)
-            ready.selection.load_sink_state(
-                None if is_rewritten else ready.sink,
-                childless_rows(ledger, ready.job.name, ready.sink_name),
-                keeps_outputs=is_rewritten,
-            )
+            _load_sink(ready, ledger, options)
         if _has_key_command(ready) and _has_open_rows(ready, options):
             _obtain_keys(ready)
         run = open_run(ledger, ready.job.name, options.is_new_run and probed is None)
@@ -192,6 +180,24 @@ def _with_partial_report(
         if run_id is None or ready.sink.exists():
             report = replace(report, rows_ok=None, rows_reused=None, rows_failed=None, rows_left=None, rows_out=None)
         raise StoppedBeforeStart(report) from exc
+
+
+def _load_sink(ready: PreparedJob, ledger: Ledger, options: RunOptions) -> None:
+    """Bring the sink's tables up to date, and find the rows that they have."""
+    selection = ready.selection
+    if options.fail_on == "new" and has_keys(ready):
+        selection.load_old_errors(ready.sink, ready.job.sink.write == "replace")
+    is_rewritten = prepare_sink(ready, ledger, options.schema_change)
+    if options.row_keys is not None:
+        selection.restrict(options.row_keys)
+    if options.retried_classes is None:
+        selection.rescued = rescued_classes(ready, ledger)
+    forget_other_ladders(ready, ledger)
+    selection.load_sink_state(
+        None if is_rewritten else ready.sink,
+        childless_rows(ledger, ready.job.name, ready.sink_name),
+        keeps_outputs=is_rewritten,
+    )
 
 
 def check_before_run(ready: PreparedJob) -> None:

@@ -86,8 +86,12 @@ async def run_job(
     `make_engine` makes the engine that sends the requests; None: this process. `earlier`: what this invocation has
     counted before, while it probed embedding dimensions.
     """
-    job = ready.job
-    counters = earlier or RunCounters()
+    counters = _start_counters(ready, options, earlier or RunCounters())
+    return await _JobRun(ready, ledger, run, options, counters, make_engine or local_engine).run(follow)
+
+
+def _start_counters(ready: PreparedJob, options: RunOptions, counters: RunCounters) -> RunCounters:
+    """Add the rows of the job, and those that are done or have failed before."""
     counts = ready.selection.counts(options.retried_classes or frozenset())
     counters.rows = counts.rows + len(ready.reader.rejects)
     counters.rows_ok = counters.rows_reused = counts.done
@@ -104,47 +108,91 @@ async def run_job(
     counters.steps = {
         step.model.name: StepCounters(requests_per_row=1 / _rows_per_request(step)) for step in ready.steps
     }
-    shared = ready.workspace.budget
-    budget = RunBudget(None if job.budget is None else round(job.budget.usd * PICO), run.spent, shared is not None)
-    daily_budget = None if shared is None else DailyBudget(round(shared.usd_per_day * PICO), ready.workspace.zone)
-    committer = Committer(
-        job.name, ready.sink, ready.sink_name, ready.shape, ledger, counters, run.run_id, ready.selection.failed_before
-    )
-    context = RunContext(
-        ready, ledger, run, options.retried_classes is not None, counters, budget, daily_budget, committer.add,
-        options.on_request,
-    )  # fmt: skip
-    engine = (make_engine or local_engine)(context)
-    if engine.notice is not None and not options.is_quiet:
-        print_problem(engine.notice, options.log == "json", job.name, run.run_id)
-    dispatcher, runner = engine.dispatcher, engine.runner
-    committer.setup_faults = dispatcher.state.setup_faults
-    deleted = ready.selection.deleted_keys() if ready.is_removing else None
-    resolved = None if ready.is_limited else ready.selection.resolved_errors()
-    failure: BaseException | None = None
-    if ready.reader.rejects or ready.selection.rejects_there:
-        ready.sink.commit(rejected_lines(ready, run.run_id), f"{ledger.identity}-{ledger.writer:06d}-rejects")
-    limiters = {"": engine.job_limiter, **engine.limiters}
-    concurrency = engine.concurrency
-    clock = TimeBreakdown(
-        counters, concurrency, job.delivery, limiters, budget, lambda: ledger.write_seconds, engine.remote_timings
-    )
-    view = RunView(counters, dispatcher, engine.limiters, clock)
-    control = steer_run(ready, options, run.run_id, engine, view, budget)
-    before = ledger.path
-    with (
-        contextlib.closing(_state_watch(ready, ledger)) as watch,
-        _handle_signals(dispatcher, options.grace_seconds),
-        share_limits(ready.workspace.state, engine.shared_limiters),
-    ):
+    return counters
+
+
+class _JobRun:
+    """One run: its budget, the engine that sends its requests, and the committer of its rows."""
+
+    def __init__(
+        self,
+        ready: PreparedJob,
+        ledger: Ledger,
+        run: OpenRun,
+        options: RunOptions,
+        counters: RunCounters,
+        make_engine: Callable[[RunContext], Engine],
+    ) -> None:
+        self._ready = ready
+        self._ledger = ledger
+        self._run_id = run.run_id
+        self._options = options
+        self._counters = counters
+        job, shared = ready.job, ready.workspace.budget
+        usd_of_job = None if job.budget is None else round(job.budget.usd * PICO)
+        self._budget = RunBudget(usd_of_job, run.spent, shared is not None)
+        usd_per_day = None if shared is None else round(shared.usd_per_day * PICO)
+        self._daily_budget = None if usd_per_day is None else DailyBudget(usd_per_day, ready.workspace.zone)
+        self._committer = Committer(
+            job.name, ready.sink, ready.sink_name, ready.shape, ledger, counters, run.run_id,
+            ready.selection.failed_before,
+        )  # fmt: skip
+        self._engine = make_engine(
+            RunContext(
+                ready, ledger, run, options.retried_classes is not None, counters, self._budget, self._daily_budget,
+                self._committer.add, options.on_request,
+            )
+        )  # fmt: skip
+        self._dispatcher = self._engine.dispatcher
+        self._committer.setup_faults = self._dispatcher.state.setup_faults
+
+    async def run(self, follow: Callable[[RunView], Awaitable[None]]) -> RunOutcome:
+        """Send the requests, commit the rows, and return how the run ended."""
+        ready, ledger, engine, options = self._ready, self._ledger, self._engine, self._options
+        if engine.notice is not None and not options.is_quiet:
+            print_problem(engine.notice, options.log == "json", ready.job.name, self._run_id)
+        deleted = ready.selection.deleted_keys() if ready.is_removing else None
+        resolved = None if ready.is_limited else ready.selection.resolved_errors()
+        if ready.reader.rejects or ready.selection.rejects_there:
+            ready.sink.commit(rejected_lines(ready, self._run_id), f"{ledger.identity}-{ledger.writer:06d}-rejects")
+        clock = TimeBreakdown(
+            self._counters, engine.concurrency, ready.job.delivery, {"": engine.job_limiter, **engine.limiters},
+            self._budget, lambda: ledger.write_seconds, engine.remote_timings,
+        )  # fmt: skip
+        view = RunView(self._counters, self._dispatcher, engine.limiters, clock)
+        control = steer_run(ready, options, self._run_id, engine, view, self._budget)
+        path = ledger.path
+        with (
+            contextlib.closing(_state_watch(ready, ledger)) as watch,
+            _handle_signals(self._dispatcher, options.grace_seconds),
+            share_limits(ready.workspace.state, engine.shared_limiters),
+        ):
+            stopped, failure = await self._process_rows(watch, clock, control, follow(view))
+            stopped, failure = await self._finish(watch, path, stopped, failure, deleted, resolved)
+        is_interrupted = stopped == INTERRUPTED and failure is None
+        reason = self._stop_message(stopped, failure)
+        failed = self._counters.rows_failed if options.fail_on == "any" else self._counters.failed_now
+        code = 130 if is_interrupted else 3 if reason is not None else 1 if failed else 0
+        clock.committing_seconds = self._committer.seconds
+        defect = failure if reason == DEFECT_MESSAGE and isinstance(failure, Exception) else None
+        return RunOutcome(code, reason, self._counters, clock.to_json(), tuple(control.events), defect)
+
+    async def _process_rows(
+        self, watch: StateWatch, clock: TimeBreakdown, control: RunControl, following: Awaitable[None]
+    ) -> tuple[str | None, BaseException | None]:
+        """Read the rows and send their requests until all are finished or something stops the run.
+
+        Returns the reason why sending stopped, and what has failed.
+        """
+        dispatcher, runner, engine = self._dispatcher, self._engine.runner, self._engine
         dispatcher.start()
-        commit_task = asyncio.create_task(_commit_when_due(committer, dispatcher, runner))
+        commit_task = asyncio.create_task(_commit_when_due(self._committer, dispatcher, runner))
         watch_task = asyncio.create_task(watch.run(lambda path: dispatcher.stop(str(lost_file(path)))))
-        progress_task = asyncio.ensure_future(follow(view))
-        control_task = asyncio.create_task(serve_control(ready, options, run.run_id, control))
+        progress_task = asyncio.ensure_future(following)
+        control_task = asyncio.create_task(serve_control(self._ready, self._options, self._run_id, control))
         lag_task = asyncio.create_task(clock.measure_loop_lag())
         try:
-            await _feed_rows(ready, runner, dispatcher, options.retried_classes, clock, committer, control)
+            await self._feed_rows(clock, control)
             await runner.join()
         except (OSError, duckdb.Error, RowmillError):
             # Copies of the rows are in the state folder.
@@ -155,23 +203,70 @@ async def run_job(
             lag_task.cancel()
             watch_task.cancel()
             stopped = dispatcher.state.stop_reason
-            await dispatcher.close(options.grace_seconds)
+            await dispatcher.close(self._options.grace_seconds)
             await engine.close()
             commit_task.cancel()
             progress_task.cancel()
             control_task.cancel()
             commit_error, *_ = await asyncio.gather(commit_task, progress_task, control_task, return_exceptions=True)
         failure = dispatcher.state.failure or runner.failure
-        if stopped is None and dispatcher.state.setup_faults.joint_fault is not None:
-            stopped = f"setup: {dispatcher.state.setup_faults.joint_fault}"
         if failure is None and isinstance(commit_error, Exception):
             failure = commit_error
+        if stopped is None and dispatcher.state.setup_faults.joint_fault is not None:
+            stopped = f"setup: {dispatcher.state.setup_faults.joint_fault}"
+        return stopped, failure
+
+    async def _feed_rows(self, clock: TimeBreakdown, control: RunControl) -> None:
+        """Submit the rows to the engine chunk by chunk, as fast as it takes them."""
+        ready, runner, dispatcher = self._ready, self._engine.runner, self._dispatcher
+        files = any(has_large_rows(step) for step in ready.every_step)
+        retried = self._options.retried_classes or frozenset()
+        batches = ready.selection.batches(FILE_CHUNK_ROWS if files else CHUNK_ROWS, retried)
+
+        def max_open_rows() -> int:
+            if ready.job.delivery != "online":
+                return OPEN_BATCH_ROWS
+            # A server may answer faster than the files are written.
+            return 2 * max(FILE_CHUNK_ROWS, control.settings.limits.concurrency) if files else MAX_OPEN_ROWS
+
+        while dispatcher.state.stop_reason is None:
+            began = time.perf_counter()
+            batch = await asyncio.to_thread(next, batches, None)
+            read, paused = time.perf_counter(), clock.paused_seconds
+            clock.reading_seconds += read - began
+            if batch is None:
+                # An open source would hold 10 MB of DuckDB's memory until the last rows are committed.
+                await asyncio.to_thread(ready.reader.close)
+                return
+            runner.submit(_chunk(batch))
+            while dispatcher.state.stop_reason is None and (
+                runner.rendering >= MAX_RENDERING_CHUNKS
+                or runner.open_rows >= max_open_rows()
+                or runner.open_bytes >= MAX_OPEN_BYTES
+                or self._committer.is_full
+            ):
+                runner.progressed.clear()
+                await runner.progressed.wait()
+            clock.rendering_seconds += time.perf_counter() - read - (clock.paused_seconds - paused)
+            await dispatcher.wait_for_capacity()
+
+    async def _finish(
+        self,
+        watch: StateWatch,
+        path: Path,
+        stopped: str | None,
+        failure: BaseException | None,
+        deleted: pa.Table | None,
+        resolved: pa.Table | None,
+    ) -> tuple[str | None, BaseException | None]:
+        """Commit the last rows; if every row was processed, clean up the tables. `path`: of the ledger at the start."""
+        ready, ledger, committer = self._ready, self._ledger, self._committer
         lost_sink = watch.lost_sink()
         try:
             if (lost := watch.lost_state() or lost_sink) is not None:
                 failure, stopped = lost_file(lost), None
-            if (path := await asyncio.to_thread(ledger.restore)) != before:
-                failure = Stopped(f"{lost_file(before)}; what the run had written there is in {path}")
+            if (restored := await asyncio.to_thread(ledger.restore)) != path:
+                failure = Stopped(f"{lost_file(path)}; what the run had written there is in {restored}")
             # The next run writes the missing tables again from the ledger.
             if lost_sink is None:
                 await committer.commit()
@@ -179,66 +274,25 @@ async def run_job(
                 await committer.commit()
             if stopped is None and failure is None:
                 await asyncio.to_thread(_finalize, ready, ledger, deleted, resolved)
-                if options.retried_classes is None and not ready.is_limited and not ready.selection.is_restricted:
+                is_complete = not ready.is_limited and not ready.selection.is_restricted
+                if self._options.retried_classes is None and is_complete:
                     record_ladders(ready, ledger)
         except (OSError, sqlite3.Error, RowmillError) as exc:
             failure = failure or exc
-    if failure is not None:
-        stopped = _stop_reason(failure)
-    elif stopped is not None and stopped.startswith("budget"):
-        stopped = _budget_message(stopped, counters, budget, daily_budget)
-    elif stopped == DRAINED:
-        rows = format_count(counters.rows_left, "row")
-        stopped = f"drained by `rowmill control`: {rows} left; run again, it goes on where it stopped"
-    interrupted = stopped == INTERRUPTED
-    if interrupted and dispatcher.state.left_running:
-        running = dispatcher.state.left_running
-        stopped = f"{INTERRUPTED}: batches go on at the provider ({running}); the next run fetches them"
-    failed = counters.rows_failed if options.fail_on == "any" else counters.failed_now
-    code = 130 if interrupted else 3 if stopped is not None else 1 if failed else 0
-    clock.committing_seconds = committer.seconds
-    defect = failure if stopped == DEFECT_MESSAGE and isinstance(failure, Exception) else None
-    return RunOutcome(code, stopped, counters, clock.to_json(), tuple(control.events), defect)
+        return stopped, failure
 
-
-async def _feed_rows(
-    ready: PreparedJob,
-    runner: ChunkRunner,
-    dispatcher: DispatchControl,
-    retry: frozenset[str] | None,
-    clock: TimeBreakdown,
-    committer: Committer,
-    control: RunControl,
-) -> None:
-    files = any(has_large_rows(step) for step in ready.every_step)
-    batches = ready.selection.batches(FILE_CHUNK_ROWS if files else CHUNK_ROWS, retry or frozenset())
-
-    def max_open_rows() -> int:
-        if ready.job.delivery != "online":
-            return OPEN_BATCH_ROWS
-        # A server may answer faster than the files are written.
-        return 2 * max(FILE_CHUNK_ROWS, control.settings.limits.concurrency) if files else MAX_OPEN_ROWS
-
-    while dispatcher.state.stop_reason is None:
-        began = time.perf_counter()
-        batch = await asyncio.to_thread(next, batches, None)
-        read, paused = time.perf_counter(), clock.paused_seconds
-        clock.reading_seconds += read - began
-        if batch is None:
-            # An open source would hold 10 MB of DuckDB's memory until the last rows are committed.
-            await asyncio.to_thread(ready.reader.close)
-            return
-        runner.submit(_chunk(batch))
-        while dispatcher.state.stop_reason is None and (
-            runner.rendering >= MAX_RENDERING_CHUNKS
-            or runner.open_rows >= max_open_rows()
-            or runner.open_bytes >= MAX_OPEN_BYTES
-            or committer.is_full
-        ):
-            runner.progressed.clear()
-            await runner.progressed.wait()
-        clock.rendering_seconds += time.perf_counter() - read - (clock.paused_seconds - paused)
-        await dispatcher.wait_for_capacity()
+    def _stop_message(self, stopped: str | None, failure: BaseException | None) -> str | None:
+        """Return the reason for the user; None if every row was processed."""
+        if failure is not None:
+            return _stop_reason(failure)
+        if stopped == DRAINED:
+            rows = format_count(self._counters.rows_left, "row")
+            return f"drained by `rowmill control`: {rows} left; run again, it goes on where it stopped"
+        if stopped == INTERRUPTED and (running := self._dispatcher.state.left_running):
+            return f"{INTERRUPTED}: batches go on at the provider ({running}); the next run fetches them"
+        if stopped is not None and stopped.startswith("budget"):
+            return _budget_message(stopped, self._counters, self._budget, self._daily_budget)
+        return stopped
 
 
 def _rows_per_request(step: PreparedStep) -> int:

@@ -120,6 +120,21 @@ _UNINDEXED_ANSWERS = f"drop table answers;{ANSWERS_TABLE.format('answers')}"
 """In a new file. That of an older one is altered by `_drop_unique_index`."""
 
 SCHEMA = f"{_FIRST}{_ADDED}{_SERVED};{_LAST_ANSWERS};{_PACKED_ANSWERS};{_CHILDREN};{_ANSWER_INDEX};{_UNINDEXED_ANSWERS}"
+"""The tables of a new file. Times are microseconds since 1970, money is in pico-dollars.
+
+runs            a run of a job, and the report of its last invocation
+legs            a route of a run: step, provider, endpoint and model; other tables refer to it as `leg`
+noted           pending exchanges: recorded before their request is sent, deleted when they are settled
+exchanges       settled exchanges: status, usage, cost and message
+answers         replies by request fingerprint; large ones are in the file that `file` names
+answer_index    fingerprint -> answer; the newest are in answer_tail
+commits         rows and errors that were committed to a sink, and keys that were removed from it
+batches         submitted batches of the Batch API; batch_lines has the pending exchange (`note`) of each line
+days            what was spent on a day, for the budget of a workspace
+schedule        the last due time of each scheduled job
+vector_sizes, group_terms, structured_modes   what was learned of a provider's model
+last_answers, packed_answers, childless_rows  see `_LAST_ANSWERS` and below
+"""
 
 _DROP_UNIQUE_INDEX = """
 pragma writable_schema = on;

@@ -221,10 +221,10 @@ class Demand:
         self.shares[key, kind] = 1.0 if waited else min(1.0, max(recent, DEMAND_MARGIN * share + MIN_DEMAND))
 
 
-def fair_shares(whole: float, needs: Mapping[str, float], seats: bool, turn: float) -> dict[str, float]:
+def fair_shares(whole: float, needs: Mapping[str, float], in_whole_numbers: bool, turn: float) -> dict[str, float]:
     """Divide `whole`: each holder gets an equal part, or its demand if that is less; the rest is split evenly.
 
-    `needs`: holder -> share of the whole. `seats`: in whole numbers; the odd ones rotate with `turn`.
+    `needs`: holder -> share of the whole. `in_whole_numbers`: the odd ones rotate with `turn`.
     """
     parts: dict[str, float] = {}
     left = whole
@@ -232,7 +232,7 @@ def fair_shares(whole: float, needs: Mapping[str, float], seats: bool, turn: flo
         parts[holder] = min(need * whole, left / (len(needs) - place))
         left -= parts[holder]
     parts = {holder: part + left / len(needs) for holder, part in parts.items()}
-    return _whole_parts(whole, parts, turn) if seats else parts
+    return _whole_parts(whole, parts, turn) if in_whole_numbers else parts
 
 
 def _whole_parts(whole: float, parts: Mapping[str, float], turn: float) -> dict[str, float]:

@@ -144,7 +144,7 @@ def prune(
             locks.enter_context(job_lock(workspace.state, job))
         open_jobs = {job for (job,) in ledger.query("select distinct job from runs where state = 'open'")}
         chosen = [job for job in (known if jobs is None else jobs) if job not in open_jobs]
-        spared = tuple(sorted(open_jobs.intersection(known if jobs is None else jobs)))
+        protected = tuple(sorted(open_jobs.intersection(known if jobs is None else jobs)))
         size_before = _total_bytes(ledger)
         commits = 0
         answers, in_rows, freed = _old_answers(ledger, chosen, before)
@@ -171,7 +171,7 @@ def prune(
         # They belong to no job.
         if jobs is None:
             documents, document_bytes = prune_documents(workspace.documents, before / 1e6, dry_run)
-    return PruneResult(answers, commits, documents, max(0, freed) + document_bytes, needed, spared)
+    return PruneResult(answers, commits, documents, max(0, freed) + document_bytes, needed, protected)
 
 
 def drop_committed(ledger: Ledger, job: str, sink_name: str, shape: TableShape, scratch: Path) -> int:

@@ -135,7 +135,7 @@ class Plan(Struct, frozen=True):
     examples: Sequence[Any]
     """The first requests, as they would be sent."""
     warnings: Sequence[str] = ()
-    """Lines about settings that are allowed and hardly meant."""
+    """Lines about settings that are allowed, but probably a mistake."""
     unbounded: str | None = None
     """What bounds the highest cost, if nothing does so far; a budget would be refused."""
 
@@ -292,7 +292,7 @@ def _time(ready: PreparedJob, steps: Sequence[StepPlan]) -> tuple[float | None, 
         mean = sum(plan.requests * (plan.latency_ms or 0) for plan, _ in seen) / requests
         senders = min(_senders(step, limits.concurrency) for _, step in seen)
         times.append((sum(waits), f"answers that take {mean:,.0f} ms, {senders:,} at a time"))
-    return max(times, default=(None, None), key=lambda told: told[0] or 0.0)
+    return max(times, default=(None, None), key=lambda time: time[0] or 0.0)
 
 
 def _at_limits_of(

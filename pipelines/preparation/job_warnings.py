@@ -17,7 +17,7 @@ _BRACED = re.compile(r"(?<!\{)\$?\{\s*(?:row\.)?([^{}%#]+?)\s*\}(?!\})|%\((\w+)\
 
 
 def job_warnings(ready: PreparedJob) -> tuple[str, ...]:
-    """Return a line for each setting that is allowed and hardly meant."""
+    """Return a line for each setting that is allowed, but probably a mistake."""
     columns = list(ready.reader.schema.names)
     found: list[str] = []
     of_source, computed = frozenset(columns), frozenset[str]()
@@ -41,7 +41,7 @@ def job_warnings(ready: PreparedJob) -> tuple[str, ...]:
 def missing_file_warnings(ready: PreparedJob) -> tuple[str, ...]:
     """Return a line for each column that names files which do not exist; it looks at every file."""
     lines: list[str] = []
-    for column, rows, example in ready.selection.missing_files():
+    for column, rows, example in ready.selection.fingerprints.missing_files():
         steps = ready.every_step
         step = next(step for place, step in enumerate(steps) if column in file_names(steps, place))
         where = ready.loaded.locate("steps", step.model.name)

@@ -341,60 +341,67 @@ def _assemble(inputs: Inputs, reader: SourceReader, ledger: ReadableLedger | Non
         lambda provider, model: _embedding_facts(ledger, provider, model),
         inputs.kept_rungs,
     )
-    steps = endpoint_steps(every_step)
     for step in every_step:
         parts = (step.transform,) if isinstance(step, PreparedLocalStep) else (step.when, step.quality)
         for evaluated in parts:
             if evaluated is not None:
                 inputs.closing.callback(evaluated.close)
-    in_results = result_steps(every_step)
-    stored = endpoint_steps(in_results)
-    each = open_each(every_step)
-    child_index = None if each is None else each.index
-    outputs = [field for step in in_results for field in step.fields if field.name != child_index]
-    made = [field.name for step in stored for field in step.endpoint.fields]
-    used = _used_columns(every_step).intersection(reader.schema.names)
-    files = {column for place in range(len(every_step)) for column in file_names(every_step, place)}
-    files.intersection_update(reader.schema.names)
-    is_appending = job.sink.write == "append"
     for step in every_step:
         evaluated_columns, place = _evaluated_columns(step)
         reader.check_fits(evaluated_columns.intersection(reader.schema.names), ("steps", step.model.name, place))
-    selection = select_rows(
-        reader,
-        used,
-        job.sink.columns,
-        _config_digest(every_step),
-        files,
-        is_appending,
-        inputs.every_column,
-        _quality_digest(steps),
-        _checked_columns(steps).intersection(reader.schema.names),
-        [
-            field.name
-            for step in stored
-            if step.has_repairs
-            for field in (*step.endpoint.fields, *([] if step.rung_field is None else [step.rung_field]))
-        ],
-        child_index,
-        _child_columns(every_step, each),
-    )
-    key, carried = list(selection.key_schema), list(selection.carried_schema)
-    if child_index is not None:
-        key.append(pa.field(child_index, pa.int64()))
+    selection = _select_rows(inputs, reader, every_step)
     # Columns that a template reads share one row with the outputs.
     _check_names(loaded, every_step, [*selection.key_schema.names, *selection.carried, *selection.read])
-    shape = TableShape(
+    shape = _table_shape(job, every_step, selection)
+    sink = job.sink.open(shape, loaded.workspace.folder, job.retry.longest_hold)
+    return PreparedJob(inputs, reader, selection, every_step, shape, sink)
+
+
+def _select_rows(inputs: Inputs, reader: SourceReader, every_step: Sequence[AnyPreparedStep]) -> RowSelection:
+    """Select the rows that the steps process."""
+    job, names = inputs.loaded.job, reader.schema.names
+    steps, each = endpoint_steps(every_step), open_each(every_step)
+    files = {column for place in range(len(every_step)) for column in file_names(every_step, place)}
+    kept_outputs = [
+        field.name
+        for step in endpoint_steps(result_steps(every_step))
+        if step.has_repairs
+        for field in (*step.endpoint.fields, *([] if step.rung_field is None else [step.rung_field]))
+    ]
+    return select_rows(
+        reader,
+        _used_columns(every_step).intersection(names),
+        job.sink.columns,
+        _config_digest(every_step),
+        files.intersection(names),
+        job.sink.write == "append",
+        inputs.every_column,
+        _quality_digest(steps),
+        _checked_columns(steps).intersection(names),
+        kept_outputs,
+        None if each is None else each.index,
+        _child_columns(every_step, each),
+    )
+
+
+def _table_shape(job: Job, every_step: Sequence[AnyPreparedStep], selection: RowSelection) -> TableShape:
+    """Return the columns of the job's tables."""
+    in_results = result_steps(every_step)
+    stored, each = endpoint_steps(in_results), open_each(every_step)
+    child_index = None if each is None else each.index
+    key = list(selection.key_schema)
+    if child_index is not None:
+        key.append(pa.field(child_index, pa.int64()))
+    outputs = [field for step in in_results for field in step.fields if field.name != child_index]
+    return TableShape(
         key=tuple(field.name for field in key),
-        results=results_schema(key, carried, outputs),
+        results=results_schema(key, list(selection.carried_schema), outputs),
         errors=errors_schema(key),
         write=job.sink.write,
-        outputs=tuple(made),
+        outputs=tuple(field.name for step in stored for field in step.endpoint.fields),
         rungs=tuple(step.rung_field.name for step in stored if step.rung_field is not None),
         child_index=child_index,
     )
-    sink = job.sink.open(shape, loaded.workspace.folder, job.retry.longest_hold)
-    return PreparedJob(inputs, reader, selection, every_step, shape, sink)
 
 
 def endpoint_steps(steps: Iterable[AnyPreparedStep]) -> Sequence[PreparedStep]:
@@ -446,6 +453,55 @@ def _child_columns(steps: Sequence[AnyPreparedStep], each: Each | None) -> froze
     return frozenset(field.name for step in steps[place:] for field in step.fields)
 
 
+class _StepBuilder(Struct):
+    """Builds the steps of one job over the columns that exist before each."""
+
+    loaded: LoadedJob
+    providers: Mapping[str, Sequence[Provider]]
+    structured_mode: Callable[[Provider, StepConfig], str | None]
+    exact_tokens: bool
+    embedding: Callable[[Provider, str], EmbeddingFacts]
+    kept_rungs: Collection[str]
+
+    def step(self, step: StepConfig, columns: Mapping[str, pa.DataType]) -> PreparedStep:
+        """Build a step that sends requests, with its rungs."""
+        loaded = self.loaded
+        declared = self._endpoint(step, columns, tag=_pack_tag(step) if step.name in loaded.compared_packs else "")
+        where = ("steps", step.name, "when")
+        when = None if step.when is None else Predicate(step.when, pa.schema(list(columns.items())), where)
+        rungs: list[PreparedStep] = []
+        for place, model in enumerate(step.rungs):
+            with located_in_rung(step, place):
+                rungs.append(replace(self._endpoint(model, columns, vector_size(declared.endpoint)), rung=place + 1))
+            check_rung(step, place, declared.endpoint, rungs[-1].endpoint, loaded.overrides.provider is not None)
+        quality = answer_quality(step, declared.endpoint.fields, columns, where[:2])
+        has_rung = step.rescue or step.name in self.kept_rungs
+        rung_field = pa.field(rung_column(step.name), pa.int64()) if has_rung else None
+        rungs = [replace(rung, quality=quality) for rung in rungs]
+        return replace(declared, when=when, quality=quality, rungs=rungs, rung_field=rung_field)
+
+    def _endpoint(
+        self, step: StepConfig, columns: Mapping[str, pa.DataType], size: int | None = None, tag: str = ""
+    ) -> PreparedStep:
+        """`size`: length of the vectors if nothing is known of it. `tag`: a part of all request fingerprints."""
+        workspace, members = self.loaded.workspace, self.providers[step.provider]
+        provider = combined_provider(step.provider, members) if step.provider in workspace.pools else members[0]
+        facts = self.embedding(provider, step.model)
+        context = StepContext(
+            provider_tag=provider.tag + tag,
+            columns=dict(columns),
+            workspace=workspace.folder,
+            roots=workspace.roots,
+            hosts=workspace.hosts,
+            structured_mode=self.structured_mode(provider, step),
+            embedding=replace(facts, dimensions=size) if facts.dimensions is None else facts,
+            has_exact_tokens=self.exact_tokens or _needs_token_counts(self.loaded.job, workspace, members),
+            files_prefix=self.loaded.job.sink.files_prefix,
+            sent_models=tuple(dict.fromkeys(member.sent_model(step.model) for member in members)),
+        )
+        return PreparedStep(step, provider, members, step.build(context), context, None)
+
+
 def prepare_steps(
     loaded: LoadedJob,
     source: pa.Schema,
@@ -460,30 +516,10 @@ def prepare_steps(
     `providers`: name in a step -> the providers that get its requests. `structured_mode` and `embedding`:
     what is known of a provider's model. `kept_rungs`: steps without `rescue` that keep the column of the rung.
     """
-    workspace = loaded.workspace
+    builder = _StepBuilder(loaded, providers, structured_mode, exact_tokens, embedding, kept_rungs)
     columns: dict[str, pa.DataType] = {field.name: field.type for field in source}
-
-    def prepare(step: StepConfig, size: int | None = None, tag: str = "") -> PreparedStep:
-        """`size`: length of the vectors if nothing is known of it. `tag`: a part of all request fingerprints."""
-        members = providers[step.provider]
-        provider = combined_provider(step.provider, members) if step.provider in workspace.pools else members[0]
-        facts = embedding(provider, step.model)
-        context = StepContext(
-            provider_tag=provider.tag + tag,
-            columns=dict(columns),
-            workspace=workspace.folder,
-            roots=workspace.roots,
-            hosts=workspace.hosts,
-            structured_mode=structured_mode(provider, step),
-            embedding=replace(facts, dimensions=size) if facts.dimensions is None else facts,
-            has_exact_tokens=exact_tokens or _needs_token_counts(loaded.job, workspace, members),
-            files_prefix=loaded.job.sink.files_prefix,
-            sent_models=tuple(dict.fromkeys(member.sent_model(step.model) for member in members)),
-        )
-        return PreparedStep(step, provider, members, step.build(context), context, None)
-
-    ready: list[AnyPreparedStep] = []
     source_columns = columns
+    ready: list[AnyPreparedStep] = []
     for step in loaded.job.steps:
         if isinstance(step, LocalStep):
             with with_location(loaded):
@@ -494,23 +530,11 @@ def prepare_steps(
             elif isinstance(local.transform, Fold):
                 columns = dict(source_columns)
             columns.update((field.name, field.type) for field in local.fields)
-            continue
-        with with_location(loaded):
-            declared = prepare(step, tag=_pack_tag(step) if step.name in loaded.compared_packs else "")
-            where = ("steps", step.name, "when")
-            when = None if step.when is None else Predicate(step.when, pa.schema(list(columns.items())), where)
-            rungs: list[PreparedStep] = []
-            for place, model in enumerate(step.rungs):
-                with located_in_rung(step, place):
-                    rungs.append(replace(prepare(model, vector_size(declared.endpoint)), rung=place + 1))
-                check_rung(step, place, declared.endpoint, rungs[-1].endpoint, loaded.overrides.provider is not None)
-            quality = answer_quality(step, declared.endpoint.fields, columns, where[:2])
-        has_rung = step.rescue or step.name in kept_rungs
-        rung_field = pa.field(rung_column(step.name), pa.int64()) if has_rung else None
-        rungs = [replace(rung, quality=quality) for rung in rungs]
-        requesting = replace(declared, when=when, quality=quality, rungs=rungs, rung_field=rung_field)
-        ready.append(requesting)
-        columns.update((field.name, field.type) for field in requesting.made_fields)
+        else:
+            with with_location(loaded):
+                requesting = builder.step(step, columns)
+            ready.append(requesting)
+            columns.update((field.name, field.type) for field in requesting.made_fields)
     return ready
 
 

@@ -3,9 +3,7 @@
 Fingerprints and comparison are SQL, so that values of finished rows never reach Python.
 """
 
-import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -43,25 +41,22 @@ from connectors.sql import (
 from connectors.tables.schemas import failure_names
 from pipelines.formatting import format_count
 from pipelines.preparation.child_outputs import store_lists
+from pipelines.preparation.row_fingerprints import (
+    RowFingerprints,
+    content_digest,
+    digest_number,
+    fingerprint_number,
+    quality_number,
+    stored_fingerprint,
+    swapped_bytes,
+)
 from pipelines.preparation.source_reader import ROW_KEY, SourceReader
 
 CHUNK_BYTES = 4 << 20
 """A larger batch is yielded in pieces."""
 
-LARGE_VALUE_CHARACTERS = 65_536
-"""A longer value enters the row's fingerprint as its digest."""
-
 CONTENT_KEY_PREFIX = "r"
 """Of the key of a job without one; earlier versions wrote a digest that depended on the order of columns."""
-
-QUALITY_DIGITS = 16
-"""Of a row fingerprint, after its first 32 and a hyphen, if the job has checks or evidence."""
-
-FINGERPRINT_VERSION = "-2"
-"""The end of a row fingerprint that covers texts of a file; those of earlier versions covered typed values."""
-
-MARK_BATCH_PATHS = 10_000
-"""Paths whose files are checked in one batch."""
 
 ROWS_PER_JOIN = 1_000_000
 """About so many rows of a Parquet source are joined with the sink's at a time: larger joins spill to disk."""
@@ -116,25 +111,17 @@ def select_rows(
     others = sorted(set(checked).difference(used, carried))
     reader.check_readable(sorted({*used, *carried, *others, *reader.key}))
     marked = sorted(name for name in set(files) if not pa.types.is_binary(reader.schema.field(name).type))
-    return RowSelection(
-        reader, used, carried, digest, marked, appending, quality, others, kept_outputs, child_index,
-        frozenset(child_outputs),
-    )  # fmt: skip
+    fingerprints = RowFingerprints(reader, used, carried, digest, marked, quality, others)
+    return RowSelection(reader, fingerprints, appending, kept_outputs, child_index, frozenset(child_outputs))
 
 
 class RowSelection(Struct):
     """The rows of one job, by their state in the sink."""
 
     reader: SourceReader
-    used: Sequence[str]
-    carried: Sequence[str]
-    digest: bytes
-    files: Sequence[str]
+    fingerprints: RowFingerprints
     appending: bool
-    quality: bytes | None = None
-    """Digest of the checks and the evidence; None without any: fingerprints have no part for them."""
-    checked: Sequence[str] = ()
-    """Columns that only checks and evidence read."""
+    """Whether a key in the sink is done, whatever its values."""
     kept_outputs: Sequence[str] = ()
     """Columns of the results that other checks than those of the last run may accept."""
     child_index: str | None = None
@@ -172,12 +159,16 @@ class RowSelection(Struct):
     """Stored results of a row, on average."""
     _parts: list[str] = field(default_factory=list)
     """The parts of the sink's results. Rows refer to a part by its position (from 1), which takes less memory."""
-    _marks: list[str] = field(default_factory=list)
 
     @property
     def read(self) -> Sequence[str]:
         """The columns that steps, checks and evidence read."""
-        return [*self.used, *self.checked]
+        return [*self.fingerprints.used, *self.fingerprints.checked]
+
+    @property
+    def carried(self) -> Sequence[str]:
+        """The columns carried over to the results."""
+        return self.fingerprints.carried
 
     @property
     def key_schema(self) -> pa.Schema:
@@ -279,7 +270,7 @@ class RowSelection(Struct):
             # An empty list would have no type.
             self._parts = [str(part) for (part,) in found] or [""]
             parts = literal_list(self._parts)
-            numbers_of = partial(_stored_fingerprint, is_versioned=self._is_versioned)
+            numbers_of = partial(stored_fingerprint, is_versioned=self.fingerprints.is_versioned)
             self._has_whole_number_key = self._is_whole_number_key(db.sql(f"from {sink.results_sql()} limit 0"))
             for target, source, extra in (
                 (
@@ -315,9 +306,9 @@ class RowSelection(Struct):
                 stored = " union all ".join(f"select _key from {self._stored_table_sql(table)}" for table in _TABLES)
                 old = f"select 1 from ({stored}) where not starts_with(_key, {literal(CONTENT_KEY_PREFIX)}) limit 1"
                 self._has_old_content_keys = bool(db.execute(old).fetchall())
-            names = self.reader.schema.names if self._has_old_content_keys else [*self.used, *self.carried]
+            names = self.reader.schema.names if self._has_old_content_keys else [*self.fingerprints.used, *self.carried]
             earlier = " union all ".join(f"select _is_earlier from {self._stored_table_sql(name)}" for name in _TABLES)
-            if self._is_versioned and db.execute(f"from ({earlier}) where _is_earlier limit 1").fetchall():
+            if self.fingerprints.is_versioned and db.execute(f"from ({earlier}) where _is_earlier limit 1").fetchall():
                 self._earlier_texts = self.reader.earlier_texts(dict.fromkeys(names))
 
     def _is_whole_number_key(self, results: duckdb.DuckDBPyRelation) -> bool:
@@ -345,8 +336,12 @@ class RowSelection(Struct):
         has_children = self.child_index is None or self.child_index in there
         if not outputs or self.appending or not has_children:
             return
-        if not self.checked:
-            current = "0" if self.quality is None else f"cast('0x' || {self._quality_part(identifier)} as UBIGINT)"
+        if not self.fingerprints.checked:
+            current = (
+                "0"
+                if self.fingerprints.quality is None
+                else f"cast('0x' || {self.fingerprints.quality_sql(identifier)} as UBIGINT)"
+            )
             differs = f"select 1 from {self._stored_table_sql('seen')} where _quality <> {current} limit 1"
             if not db.execute(differs).fetchall():
                 return
@@ -357,7 +352,7 @@ class RowSelection(Struct):
         key = self.key_schema.names
         rows = (
             f"select {key_text(key)} as _kept_key, "
-            f"{_fingerprint_number('_row_fingerprint')} as _kept_fp{columns} "
+            f"{fingerprint_number('_row_fingerprint')} as _kept_fp{columns} "
             f"from {sink.results_sql()} where {identifier(key[0])} is not null"
         )
         self._kept = list(names.values())
@@ -376,7 +371,7 @@ class RowSelection(Struct):
         if not self._kept:
             return query
         names = identifier_list(self._kept)
-        same = f"_kept_key = r._key and _kept_fp = {_fingerprint_number('r._row_fingerprint')}"
+        same = f"_kept_key = r._key and _kept_fp = {fingerprint_number('r._row_fingerprint')}"
         return (
             f"select r.*, _kept_key is not null as {KEPT_ROW}, {names} from ({query}) r "
             f"left join {self._stored_table_sql('kept')} on {same}"
@@ -460,12 +455,12 @@ class RowSelection(Struct):
         seen = f"(select * from {self._stored_table_sql('seen')} where {condition})"
         if not self.appending:
             text = self.reader.text
-            made = f", {_digest_number(self._fingerprint_content(text))} as _row_fp"
-            same += f" and s._fp = {_swapped_bytes('r._row_fp')}"
-            if self.quality is None:
+            made = f", {digest_number(self.fingerprints.content_sql(text))} as _row_fp"
+            same += f" and s._fp = {swapped_bytes('r._row_fp')}"
+            if self.fingerprints.quality is None:
                 seen = f"(select * from {seen} where _quality = 0)"
             else:
-                made += f", cast('0x' || {self._quality_part(text)} as UBIGINT) as _row_quality"
+                made += f", cast('0x' || {self.fingerprints.quality_sql(text)} as UBIGINT) as _row_quality"
                 same += " and s._quality = r._row_quality"
         source = self._keyed_source_sql(None, condition)
         rows = f"(select {self._join_value_sql} as _row_join{made} from {source})"
@@ -584,14 +579,12 @@ class RowSelection(Struct):
                 made += f"{problem} as {ROW_PROBLEM}, "
         if not reader.key:
             made = f"_row_identity as {identifier(ROW_KEY)}, {made}"
-        version = f" || {literal(FINGERPRINT_VERSION)}" if self._is_versioned else ""
         for number, texts_by_name in enumerate(self._earlier_texts):
-            earlier = self._fingerprint(partial(_text_of, texts_by_name, reader.text))
-            made += f"{_fingerprint_number(earlier)} as _row_earlier_{number}, "
-        quality = "" if self.quality is None else f" || '-' || {self._quality_part(reader.text)}"
-        fingerprint = f"{self._fingerprint(reader.text)}{quality}{version}"
+            earlier = self.fingerprints.request_sql(partial(_text_of, texts_by_name, reader.text))
+            made += f"{fingerprint_number(earlier)} as _row_earlier_{number}, "
         keys = f"{self._key_sql} as _key, {self._join_value_sql} as _row_join"
-        return f"(select {made}{keys}, {fingerprint} as _row_fingerprint from {self._keyed_source_sql(among)})"
+        made += f"{keys}, {self.fingerprints.sql()} as _row_fingerprint"
+        return f"(select {made} from {self._keyed_source_sql(among)})"
 
     @property
     def _key_sql(self) -> str:
@@ -619,33 +612,7 @@ class RowSelection(Struct):
             # Before fingerprints are computed.
             stored = f"(select _row_join as _row_stored_join from {self._stored_table_sql(among)})"
             source = f"(select * from {source} semi join {stored} on _row_stored_join = {self._join_value_sql})"
-        return source + "".join(
-            f" left join read_parquet({literal(self._marks_path(name))}) as {identifier('_marks_' + name)} "
-            f"on {identifier('_marks_' + name)}._path = {reader.text(name)}"
-            for name in self.files
-        )
-
-    @property
-    def _is_versioned(self) -> bool:
-        """Whether fingerprints of earlier versions covered other texts."""
-        return any(map(self.reader.is_guessed, {*self.used, *self.carried}))
-
-    def _fingerprint(self, text: Callable[[str], str]) -> str:
-        """SQL of a row's fingerprint. `text`: SQL of a column's text."""
-        return f"md5({self._fingerprint_content(text)})"
-
-    def _fingerprint_content(self, text: Callable[[str], str]) -> str:
-        """SQL of the text whose digest is a row's fingerprint."""
-        parts = ", ".join(self._fingerprint_part(name, text(name)) for name in sorted({*self.used, *self.carried}))
-        constant = literal(self.digest.hex() + json.dumps([sorted(self.used), list(self.carried)]))
-        return f"concat({', '.join(filter(None, (constant, parts)))})"
-
-    def _quality_part(self, text: Callable[[str], str]) -> str:
-        """SQL of the part of a row's fingerprint for its checks and evidence: 16 hex digits."""
-        assert self.quality is not None
-        parts = ", ".join(_length_prefixed(text(name)) for name in self.checked)
-        constant = literal(self.quality.hex() + json.dumps(list(self.checked)))
-        return f"left(md5(concat({', '.join(filter(None, (constant, parts)))})), {QUALITY_DIGITS})"
+        return source + self.fingerprints.mark_joins()
 
     def _with_content_key_sql(self) -> str:
         """SQL of the rows with `_row_identity`: a digest of their content, and which of the equal rows it is.
@@ -655,13 +622,13 @@ class RowSelection(Struct):
         """
         names, text = self.reader.schema.names, self.reader.text
         content = sorted({*names} - self.reader.path_columns)
-        digests = f"{_content_digest(map(text, content))} as _row_content"
+        digests = f"{content_digest(map(text, content))} as _row_content"
         earlier: list[str] = []
         if self._has_old_content_keys:
             # Earlier versions had values in the names of folders for Parquet only.
             orders = [names, [name for name in names if name in content]]
             for texts in self._earlier_texts or ({},):
-                earlier += (_content_digest(map(partial(_text_of, texts, text), order)) for order in orders)
+                earlier += (content_digest(map(partial(_text_of, texts, text), order)) for order in orders)
             earlier = list(dict.fromkeys(earlier))
         digests += "".join(f", {digest} as _row_old_{number}" for number, digest in enumerate(earlier))
         rows = f"(select *, {digests} from {self.reader.chosen(names)})"
@@ -677,13 +644,6 @@ class RowSelection(Struct):
             for number, alias in enumerate(aliases)
         )
         return f"(select *, coalesce({', '.join(aliases)}, _row_new) as _row_identity from {rows} {joins})"
-
-    def _fingerprint_part(self, name: str, text: str) -> str:
-        part = _length_prefixed(text)
-        if name not in self.files:
-            return part
-        self._mark(name)
-        return f"{part}, coalesce({identifier('_marks_' + name)}._mark, '')"
 
     def _restricted(self, rows: str) -> str:
         """SQL of those of the rows that `restrict` has named."""
@@ -720,7 +680,7 @@ class RowSelection(Struct):
     def _with_childless_sql(self, seen: str) -> str:
         """SQL of the stored rows of the sink and of those that are done without any result."""
         columns = "_key, _fp, _quality, _is_earlier"
-        stored = _stored_fingerprint("_row_fingerprint", self._is_versioned)
+        stored = stored_fingerprint("_row_fingerprint", self.fingerprints.is_versioned)
         childless = f"select _key, {stored} from {self._stored_table_sql('childless')}"
         return (
             f"(select {columns}, _part from {seen} union all select {columns}, null from ({childless}) "
@@ -741,11 +701,11 @@ class RowSelection(Struct):
 
     def _is_same_sql(self, stored: str) -> str:
         """SQL of whether a row `r` has the stored fingerprint."""
-        return f"({self._has_same_request_sql(stored)} and {stored}._quality = {_quality_number('r._row_fingerprint')})"
+        return f"({self._has_same_request_sql(stored)} and {stored}._quality = {quality_number('r._row_fingerprint')})"
 
     def _has_same_request_sql(self, stored: str) -> str:
         """SQL of whether a row `r` has the stored fingerprint, but for its checks and evidence."""
-        same = f"{stored}._fp = {_fingerprint_number('r._row_fingerprint')}"
+        same = f"{stored}._fp = {fingerprint_number('r._row_fingerprint')}"
         if not self._earlier_texts:
             return same
         earlier = ", ".join(f"r._row_earlier_{number}" for number in range(len(self._earlier_texts)))
@@ -793,54 +753,6 @@ class RowSelection(Struct):
     def _stored_path(self, name: str) -> Path:
         return self.reader.scratch / f"{name}.parquet"
 
-    def missing_files(self) -> Iterator[tuple[str, int, str]]:
-        """Yield (column, rows, example) for columns that name local files which do not exist."""
-        for name in self.files:
-            self._mark(name)
-            text = self.reader.text(name)
-            missing = f"{text} != '' and not contains({text}, ':') and not starts_with({text}, '[')"
-            query = (
-                f"select count(*), min({text}) from {self.reader.chosen([name])} join "
-                f"read_parquet({literal(self._marks_path(name))}) marks on marks._path = {text} "
-                f"where marks._mark = '' and {missing}"
-            )
-            ((rows, example),) = self.reader.cursor().execute(query).fetchall()
-            if rows:
-                yield name, int(rows), str(example)
-
-    # Size and modification time of the files that rows name are part of the row's fingerprint.
-
-    def _marks_path(self, name: str) -> Path:
-        return self.reader.scratch / f"marks-{hashlib.md5(name.encode(), usedforsecurity=False).hexdigest()}.parquet"
-
-    def _mark(self, name: str) -> None:
-        if name in self._marks:
-            return
-        self._marks.append(name)
-        schema = pa.schema([("_path", pa.string()), ("_mark", pa.string())])
-        path, chosen = self.reader.text(name), self.reader.chosen([name])
-        query = f"select distinct {path} as p from {chosen} where {identifier(name)} is not null"
-        with pq.ParquetWriter(self._marks_path(name), schema) as writer:
-            for batch in self.reader.stream(query, MARK_BATCH_PATHS):
-                paths = batch.column(0).to_pylist()
-                marks = [file_mark(path, self.reader.workspace) for path in paths]
-                writer.write_table(pa.table([paths, marks], schema=schema))
-
-
-def file_mark(text: str, workspace: Path) -> str:
-    """Return size and time of the file that a value names, or of each file in a JSON list; "" if there is none."""
-    if text.startswith("["):
-        try:
-            named = json.loads(text)
-        except ValueError:
-            named = [text]
-        return " ".join(file_mark(path, workspace) for path in named if isinstance(path, str))
-    try:
-        found = os.stat(workspace / text)  # noqa: PTH116 - never raises for the text alone
-    except (OSError, ValueError):
-        return ""
-    return f"{found.st_size}@{found.st_mtime_ns}"
-
 
 def _by_source_row(rows: str, names: Sequence[str], target: str) -> str:
     """SQL of one row for each source row: of the children in the results, or of the errors, whose classes and steps
@@ -859,51 +771,10 @@ def _is_one_of(column: str, values: Iterable[str]) -> str:
     return f"{column} in ({listed})" if listed else "false"
 
 
-def _fingerprint_number(fingerprint: str) -> str:
-    """SQL of the first 8 bytes of a hex fingerprint as a number: enough to compare two fingerprints of one row."""
-    return f"cast('0x' || left({fingerprint}, 16) as UBIGINT)"
-
-
-def _digest_number(content: str) -> str:
-    """SQL of the first 8 bytes of the MD5 digest of a text as a number, with the last byte first."""
-    return f"cast(md5_number({content}) & {2**64 - 1} as UBIGINT)"
-
-
-def _swapped_bytes(number: str) -> str:
-    """SQL of a number of 8 bytes with these in reverse order."""
-    moved = (f"(({number} >> {8 * place}) & 255) << {56 - 8 * place}" for place in range(8))
-    return f"({' | '.join(f'({part})' for part in moved)})"
-
-
-def _quality_number(fingerprint: str) -> str:
-    """SQL of the part of a fingerprint for checks and evidence as a number; 0 without one."""
-    digits = f"substr({fingerprint}, 34, {QUALITY_DIGITS})"
-    return f"if(length({fingerprint}) > 40, coalesce(try_cast('0x' || {digits} as UBIGINT), 0), 0)"
-
-
 def _text_of(texts: Mapping[str, str], otherwise: Callable[[str], str], name: str) -> str:
     return texts.get(name) or otherwise(name)
-
-
-def _stored_fingerprint(fingerprint: str, is_versioned: bool) -> str:
-    """SQL of a stored fingerprint as a number, and whether an earlier version wrote it; see `_is_versioned`."""
-    is_earlier = f"not ends_with({fingerprint}, {literal(FINGERPRINT_VERSION)})" if is_versioned else "false"
-    quality = f"{_quality_number(fingerprint)} as _quality"
-    return f"{_fingerprint_number(fingerprint)} as _fp, {quality}, {is_earlier} as _is_earlier"
 
 
 def _numbered(digest: str) -> str:
     """SQL of a digest and the number of the row among those with the same."""
     return f"{digest} || '-' || row_number() over (partition by {digest})"
-
-
-def _content_digest(texts: Iterable[str]) -> str:
-    """SQL of a digest over all values of a row."""
-    return f"md5(concat({', '.join(map(_length_prefixed, texts))}))"
-
-
-def _length_prefixed(text: str) -> str:
-    """SQL of a value prefixed by its length: different lists give different texts, null differs from empty."""
-    # Two arguments for `concat`, which skips nulls; concatenating here would copy a large text.
-    content = f"case when length({text}) > {LARGE_VALUE_CHARACTERS} then md5({text}) else {text} end"
-    return f"coalesce(cast(length({text}) as VARCHAR) || ':', 'n'), {content}"

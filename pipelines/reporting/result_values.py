@@ -74,7 +74,7 @@ def result_value(results: Results, column: str, value: Any) -> Text | EmbeddedFi
     """Return what the report shows of one value in a result row."""
     if isinstance(value, list):
         if len(value) > MAX_VECTOR_NUMBERS and all(isinstance(one, float) for one in value):
-            first = ", ".join(f"{one:.3f}" for one in value[:MAX_VECTOR_NUMBERS])
+            first = ", ".join(f"{one:z.3f}" for one in value[:MAX_VECTOR_NUMBERS])
             return Text(f"{len(value):,} numbers: {first} …")
         if value and all(isinstance(one, str) and _media_suffix(one) for one in value):
             return EmbeddedFiles(tuple(_media_file(results, column, one) or _cut_text(one) for one in value))

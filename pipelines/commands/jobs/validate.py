@@ -1,6 +1,7 @@
 """`rowmill validate` and `rowmill schema`: check job files, and print their JSON Schema."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import orjson
@@ -8,28 +9,23 @@ import orjson
 from connectors.errors import LocatedError, NoResultsYet, RowmillError
 from pipelines.commands.options import job_argument, job_files
 
+if TYPE_CHECKING:
+    from pipelines.config.loaded_job import LoadedJob
+
 
 @click.command("validate")
 @job_argument(many=True)
 def validate_command(jobs: tuple[str, ...]) -> int:
     """Check job files without sending or writing anything.
 
-    Checks them against their workspace, the columns of their source and the tables of their sink. If a
-    job reads the results of another of these jobs that has not run yet, its columns are not checked, with a message.
+    Checks them against their workspace, the columns of their source and the tables of their sink. If a job reads the
+    results of another of these jobs that has not run yet, a message says that its columns were not checked.
 
     \b
     Example:
       rowmill validate jobs/
     """
-    import contextlib
-
     from pipelines.config.job_graph import awaits_results, load_jobs, sort_jobs
-    from pipelines.execution.invocation import check_before_run
-    from pipelines.formatting import format_count
-    from pipelines.preparation.job_warnings import job_warnings, missing_file_warnings
-    from pipelines.preparation.prepared_job import prepare_job
-    from pipelines.preparation.schema_evolution import schema_refusal, sink_types
-    from pipelines.reporting.status_queries import ledger_reader
 
     worst = 0
     found: set[str] = set()
@@ -38,31 +34,11 @@ def validate_command(jobs: tuple[str, ...]) -> int:
     for candidate in candidates:
         try:
             loaded = candidate.require()
-            workspace = loaded.workspace
-            if (from_file := workspace.env_file_names()) is not None and from_file[0] not in env_files:
+            from_file = loaded.workspace.env_file_names()
+            if from_file is not None and from_file[0] not in env_files:
                 env_files.add(from_file[0])
                 click.echo(f"{from_file[0]}: read for {', '.join(from_file[1]) or 'no variable'}")
-            with contextlib.ExitStack() as closing:
-                ledger = ledger_reader(workspace)
-                if ledger is not None:
-                    closing.enter_context(ledger)
-                    if not ledger.is_current:
-                        ledger = None
-                ready = closing.enter_context(prepare_job(loaded, ledger, sink_types=sink_types))
-                check_before_run(ready)
-                # Every row goes through `where` once.
-                ready.selection.counts()
-                refused = schema_refusal(ready)
-                if refused is not None:
-                    raise refused
-                for warning in ready.reader.warnings:
-                    click.echo(warning, err=True)
-                warnings = workspace.warnings(ready.job.providers)
-                for warning in (*warnings, *job_warnings(ready), *missing_file_warnings(ready)):
-                    click.echo(warning, err=True)
-                columns_in = format_count(len(ready.reader.schema), "input column")
-                columns_out = format_count(len(ready.shape.results), "output column")
-                click.echo(f"{loaded.path}: OK, job {ready.job.name} ({columns_in}, {columns_out})")
+            _validate(loaded)
         except NoResultsYet as exc:
             click.echo(str(exc), err=True)
             # A run of them all makes the results first; all else about this job is checked.
@@ -81,6 +57,39 @@ def validate_command(jobs: tuple[str, ...]) -> int:
             click.echo(str(exc), err=True)
         worst = 2
     return worst
+
+
+def _validate(loaded: "LoadedJob") -> None:
+    """Check one job, and print its warnings; raise the first error."""
+    import contextlib
+
+    from pipelines.execution.invocation import check_before_run
+    from pipelines.formatting import format_count
+    from pipelines.preparation.job_warnings import job_warnings, missing_file_warnings
+    from pipelines.preparation.prepared_job import prepare_job
+    from pipelines.preparation.schema_evolution import schema_refusal, sink_types
+    from pipelines.reporting.status_queries import ledger_reader
+
+    workspace = loaded.workspace
+    with contextlib.ExitStack() as closing:
+        ledger = ledger_reader(workspace)
+        if ledger is not None:
+            closing.enter_context(ledger)
+            if not ledger.is_current:
+                ledger = None
+        ready = closing.enter_context(prepare_job(loaded, ledger, sink_types=sink_types))
+        check_before_run(ready)
+        # Every row goes through `where` once.
+        ready.selection.counts()
+        refused = schema_refusal(ready)
+        if refused is not None:
+            raise refused
+        warnings = workspace.warnings(ready.job.providers)
+        for warning in (*ready.reader.warnings, *warnings, *job_warnings(ready), *missing_file_warnings(ready)):
+            click.echo(warning, err=True)
+        columns_in = format_count(len(ready.reader.schema), "input column")
+        columns_out = format_count(len(ready.shape.results), "output column")
+        click.echo(f"{loaded.path}: OK, job {ready.job.name} ({columns_in}, {columns_out})")
 
 
 @click.command("schema")

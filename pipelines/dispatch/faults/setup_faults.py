@@ -32,7 +32,7 @@ class _Step(Struct):
     """Rows."""
     failed: int = 0
     """Rows, all with the same signature."""
-    parked: deque[RequestGroup] = field(default_factory=deque)
+    waiting: deque[RequestGroup] = field(default_factory=deque)
     split_off: set[int] = field(default_factory=set)
     """Identities of groups that count as in flight although they wait in the queue, or are about to be split."""
 
@@ -69,7 +69,7 @@ class SetupFaults:
         self._steps: dict[str, _Step] = {}
         self.first_rows: dict[tuple[str, str], FirstRows] = {}
         """By step and provider."""
-        self._withheld: dict[tuple[str, str], list[AnswerRecord]] = {}
+        self._held_records: dict[tuple[str, str], list[AnswerRecord]] = {}
         """Errors of the first rows, by step and provider: for the ledger if they turn out to be the rows' own."""
         self._models: dict[tuple[str, str], _Model] = {}
         self.joint_fault: str | None = None
@@ -82,7 +82,7 @@ class SetupFaults:
         return self._step(route).is_proven
 
     def admit(self, group: RequestGroup) -> bool:
-        """Return whether a group may be sent now; if not, it is parked until `leave` returns it."""
+        """Return whether a group may be sent now; if not, it waits until `leave` returns it."""
         step = self._step(group.route)
         if step.is_proven:
             return True
@@ -90,23 +90,23 @@ class SetupFaults:
             step.split_off.remove(id(group))
             return True
         if not step.has_room(group):
-            step.parked.append(group)
+            step.waiting.append(group)
             return False
         step.in_flight += _rows(group)
         return True
 
     def leave(self, group: RequestGroup) -> list[RequestGroup]:
-        """Record that a group is no longer in flight; return the parked ones to be queued now."""
+        """Record that a group is no longer in flight; return the waiting ones to be queued now."""
         step = self._step(group.route)
-        if step.is_proven and not step.parked:
+        if step.is_proven and not step.waiting:
             # How many are in flight counts only until the step is proven.
             return []
         if id(group) not in step.split_off:
             step.in_flight = max(0, step.in_flight - _rows(group))
         if step.is_proven:
-            parked, step.parked = list(step.parked), deque()
-            return parked
-        return [step.parked.popleft()] if step.parked and step.has_room(step.parked[0]) else []
+            waiting, step.waiting = list(step.waiting), deque()
+            return waiting
+        return [step.waiting.popleft()] if step.waiting and step.has_room(step.waiting[0]) else []
 
     def begin_split(self, group: RequestGroup) -> None:
         """Count a refused group as in flight until `split`: no other group goes before its requests."""
@@ -133,7 +133,7 @@ class SetupFaults:
         step.split_off.update(map(id, parts))
         if rest is not None:
             # Before packs that were not sent yet.
-            step.parked.appendleft(rest)
+            step.waiting.appendleft(rest)
         return parts
 
     def confirm(self, member: Route, call: Call | None, error: RowError | None, is_pooled: bool) -> RowError | None:
@@ -183,12 +183,12 @@ class SetupFaults:
         key = (member.step, member.provider.name)
         if is_suspect:
             # A model that is missing for now may be gone later, with the same words: such errors are never stored.
-            withheld = [record for record in records if not self._denies_model(record[3])]
-            self._withheld.setdefault(key, []).extend(withheld)
+            held = [record for record in records if not self._denies_model(record[3])]
+            self._held_records.setdefault(key, []).extend(held)
             return ()
-        if not self._withheld or not self._are_own(route, member):
+        if not self._held_records or not self._are_own(route, member):
             return records
-        return (*self._withheld.pop(key, ()), *records)
+        return (*self._held_records.pop(key, ()), *records)
 
     def settle_outcome(self, group: RequestGroup, member: Route, outcome: ExchangeOutcome) -> str | None:
         """Do the same as `settle`; an error that is known to be the set-up's becomes one of its class."""

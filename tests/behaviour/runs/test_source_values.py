@@ -122,7 +122,7 @@ def test_rows_done_by_an_earlier_version_stay_done(
         # Fingerprints covered typed values.
         reader = "pipelines.preparation.source_reader.SourceReader"
         earlier.setattr(f"{reader}.text", lambda self, name: self._text_of_value(name))
-        earlier.setattr("pipelines.preparation.row_selection.FINGERPRINT_VERSION", "")
+        earlier.setattr("pipelines.preparation.row_fingerprints.FINGERPRINT_VERSION", "")
         assert cli.run(job)["requests"] == 4
     before = duckdb.sql(f"select id, _row_fingerprint from '{workspace.folder}/out/results/*.parquet'").fetchall()
     assert {len(fingerprint) for _, fingerprint in before} == {32}

@@ -180,7 +180,6 @@ ONE_ERROR += [
 ]
 
 LONG = {
-    "sources": "parquet, csv, jsonl, duckdb, sql, job",
     "sql": "select * from results where topic is null",
     "writes": "merge, append or replace",
     "columns": 'write e.g. columns: ["id"]',
@@ -195,12 +194,13 @@ LONG = {
 
 
 def placeholders() -> dict[str, str]:
-    from connectors.registry import ENDPOINTS, SINKS
+    from connectors.registry import ENDPOINTS, SINKS, SOURCES
     from pipelines.config.steps.local_steps import LOCAL_STEPS
 
     kinds = " or ".join(f"{kind}:" for kind in LOCAL_STEPS)
     local = f"a step without a request has {kinds} in its place"
-    return {**LONG, "sinks": ", ".join(SINKS), "endpoints": ", ".join(ENDPOINTS), "local": local}
+    listed = {"sources": SOURCES, "sinks": SINKS, "endpoints": ENDPOINTS}
+    return {**LONG, **{name: ", ".join(kinds) for name, kinds in listed.items()}, "local": local}
 
 
 @pytest.mark.parametrize(("written", "replacement", "message"), ONE_ERROR)

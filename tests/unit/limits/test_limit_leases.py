@@ -205,13 +205,13 @@ demands = st.dictionaries(st.text(min_size=1, max_size=3), st.floats(0, 1), min_
 
 @given(demands, st.integers(1, 50), st.booleans(), st.integers(0, 100))
 def test_shares_add_up_and_each_is_at_least_an_equal_part_or_the_demand(
-    demand: dict[str, float], whole: int, seats: bool, turn: int
+    demand: dict[str, float], whole: int, in_whole_numbers: bool, turn: int
 ) -> None:
-    shares = fair_shares(float(whole), demand, seats, float(turn))
+    shares = fair_shares(float(whole), demand, in_whole_numbers, float(turn))
     assert sum(shares.values()) == pytest.approx(whole)
     for holder, part in shares.items():
-        assert part >= min(demand[holder] * whole, whole / len(demand)) - (1 if seats else 1e-6)
-        assert not seats or part == int(part)
+        assert part >= min(demand[holder] * whole, whole / len(demand)) - (1 if in_whole_numbers else 1e-6)
+        assert not in_whole_numbers or part == int(part)
 
 
 def test_the_odd_slot_rotates() -> None:

@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.preparation import row_selection
-from pipelines.preparation.row_selection import _digest_number, _fingerprint_number, _swapped_bytes
+from pipelines.preparation.row_fingerprints import digest_number, fingerprint_number, swapped_bytes
 from tests.conftest import Cli, ReadTable, ScriptedProvider, Workspace
 
 
 def test_a_digest_is_the_same_number_as_its_hexadecimal_text() -> None:
     text = "cast(range as VARCHAR)"
-    numbers = f"{_swapped_bytes(_digest_number(text))}, {_fingerprint_number(f'md5({text})')}"
+    numbers = f"{swapped_bytes(digest_number(text))}, {fingerprint_number(f'md5({text})')}"
     with duckdb.connect() as db:
         pairs = db.sql(f"select {numbers} from range(10000)").fetchall()
     assert all(number == of_text for number, of_text in pairs)
