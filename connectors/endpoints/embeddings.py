@@ -78,6 +78,9 @@ _LIMIT = re.compile(
     re.I,
 )
 
+_NO_VECTOR = RowError("invalid_answer", "the vector is empty")
+"""Of a text that a server cannot embed, although it embeds those next to it."""
+
 EMBEDDING_PARAMS: Mapping[str, ParamCheck] = {
     "user": text,
     "dimensions": integer(1),
@@ -230,6 +233,8 @@ class EmbeddingsEndpoint(BaseEndpoint):
         if not all(isinstance(entry, dict) for entry in data):
             raise MalformedReply("an entry of the vectors is not a JSON object")
         answers = [self._vector(data[place].get("embedding")) for place in _places(data)]
+        if len(answers) > 1 and all(vector == _NO_VECTOR for vector in answers):
+            raise MalformedReply("the vectors of all texts are empty")
         complete = [vector for vector in answers if isinstance(vector, bytes)]
         if len(complete) == len(answers) and _is_finite(b"".join(complete)):
             return complete
@@ -238,6 +243,8 @@ class EmbeddingsEndpoint(BaseEndpoint):
         return [vector if isinstance(vector, RowError) or _is_finite(vector) else invalid for vector in answers]
 
     def _vector(self, value: Any) -> bytes | RowError:
+        if value is None or value in ([], ""):
+            return _NO_VECTOR
         try:
             if isinstance(value, str):
                 raw = b64decode(value, validate=True)

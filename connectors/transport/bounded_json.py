@@ -14,19 +14,21 @@ LARGE_BYTES = 1 << 16
 
 _HIGH, _LOW = "[dD][89abAB][0-9a-fA-F]{2}", "[dD][c-fC-F][0-9a-fA-F]{2}"
 _ESCAPE = re.compile(rf"\\(?:(u{_HIGH}\\u{_LOW})|(u[dD][89a-fA-F][0-9a-fA-F]{{2}})|.)", re.S)
+_STRING_OR_NAN = re.compile(r'"(?:[^"\\]|\\.)*"|(-?\b(?:NaN|Infinity)\b)', re.S)
 
 
 def parse_json(text: bytes | str, keeps_halves: bool = False) -> Any:
     """Return the value; orjson.JSONDecodeError for invalid or too deeply nested JSON.
 
-    What is no Unicode (half a surrogate pair, bytes that are not UTF-8) is replaced by U+FFFD: the answer is paid for.
+    The answer is paid for: what is no Unicode (half a surrogate pair, bytes that are not UTF-8) is replaced by U+FFFD,
+    and Python's NaN and Infinity, which are no JSON, by null.
     `keeps_halves`: half a pair stays, since the other half may follow in another text.
     """
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError:
         text = text if isinstance(text, str) else text.decode("utf-8", "replace")
-        value = orjson.loads(replace_lone_surrogates(text).encode("utf-8", "replace"))
+        value = orjson.loads(_without_nan(replace_lone_surrogates(text)).encode("utf-8", "replace"))
         if keeps_halves:
             value = json.loads(text)
     if isinstance(text, bytes):
@@ -56,6 +58,13 @@ def replace_lone_surrogates(text: str) -> str:
     if "\\ud" not in text and "\\uD" not in text:
         return text
     return _ESCAPE.sub(lambda found: "\ufffd" if found[2] else found[0], text)
+
+
+def _without_nan(text: str) -> str:
+    """Return JSON text with null in place of each NaN and Infinity outside of strings."""
+    if "NaN" not in text and "Infinity" not in text:
+        return text
+    return _STRING_OR_NAN.sub(lambda found: found[0] if found[1] is None else "null", text)
 
 
 def has_bounded_depth(value: Any) -> bool:

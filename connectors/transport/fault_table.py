@@ -90,6 +90,7 @@ _CANNOT_SERVE = Words(
     r"\bunsupported (param|feature|field)",
 )
 """What a server cannot do for any request, although it calls that its own failure."""
+_NOT_FINITE = Words(r"\bunsupported value: [+-]?(nan|inf)", r"\bout of range float values are not json compliant")
 _NO_MODEL = Words(
     r"\bmodels?\b(?![^.]{0,40}\b(file|image|output|response|tool|function)s? )[^.]{0,100}?"
     r"\b(not (be )?found|does ?n[o']t exist|not exist|no longer (available|supported)|decommissioned"
@@ -180,6 +181,8 @@ RULES: tuple[FaultRule, ...] = (
         statuses=(413, 429, *range(500, 600)),
         unless=Words(r"too large to (be )?(queue|schedule)", r"tokens? has exceeded"),
     ),
+    # A vector with a number that JSON cannot hold: the same text would have it again.
+    FaultRule("bad_request", words=_NOT_FINITE, statuses=(500,)),
     # What a server cannot do.
     FaultRule("bad_request", words=_CANNOT_SERVE, statuses=(500, 501)),
     # A speed limit under the name of a quota, or with another status.

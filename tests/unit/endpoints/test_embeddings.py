@@ -3,6 +3,7 @@
 from base64 import b64encode
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -151,6 +152,16 @@ def test_a_vector_with_null_or_nan_fails_its_own_text_only() -> None:
     assert it.answers(requests_of(it, 4), reply) == [vector(1), null, infinite, vector(4)]
 
 
+@pytest.mark.parametrize("nothing", [None, [], ""], ids=["null", "list", "text"])
+def test_an_empty_vector_fails_its_own_text_only_unless_all_are_empty(nothing: Any) -> None:
+    it = endpoint()
+    empty = RowError("invalid_answer", "the vector is empty")
+    assert it.answers(requests_of(it, 3), reply_of([1, 0], nothing, [3, 0])) == [vector(1), empty, vector(3)]
+    assert it.answers(requests_of(it, 1), reply_of(nothing)) == [empty]
+    with pytest.raises(MalformedReply, match="the vectors of all texts are empty"):
+        it.answers(requests_of(it, 2), reply_of(nothing, nothing))
+
+
 def test_one_vector_for_several_texts_means_that_the_server_takes_one_at_a_time() -> None:
     it = endpoint()
     with pytest.raises(MalformedReply) as caught:
@@ -178,7 +189,7 @@ def test_no_vector_for_a_text_or_too_many_is_malformed(count: int, words: str) -
     assert caught.value.error is None
 
 
-@pytest.mark.parametrize("vector", [[], [[]], "", "AAAAAAA="])
+@pytest.mark.parametrize("vector", [[[]], "AAAAAAA="])
 def test_a_vector_without_whole_numbers_never_gives_a_model_its_length(vector: object) -> None:
     it = endpoint(dimensions=None)
     assert it.dimensions_unknown

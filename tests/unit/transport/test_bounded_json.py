@@ -32,7 +32,7 @@ def test_many_brackets_without_depth_are_read() -> None:
 
 
 def test_invalid_json_is_an_error() -> None:
-    for text in (b"", b"{", "NaN", b"\xff"):
+    for text in (b"", b"{", "NaNs", "[NaN", b"\xff"):
         with pytest.raises(orjson.JSONDecodeError):
             parse_json(text)
 
@@ -42,6 +42,12 @@ def test_what_is_no_unicode_is_replaced() -> None:
         "\ufffd", "\ufffd\ufffd", "\U0001f600", "\\ud83d", "\ufffdx",
     ]  # fmt: skip
     assert parse_json(b'["a\xff"]') == ["a\ufffd"]
+
+
+def test_numbers_that_json_cannot_hold_are_null() -> None:
+    assert parse_json(rb'{"NaN": [1.5, NaN, -Infinity, "\\", "NaN \"Infinity\"", Infinity]}') == {
+        "NaN": [1.5, None, None, "\\", 'NaN "Infinity"', None]
+    }
 
 
 def test_half_a_pair_stays_if_the_other_half_may_follow() -> None:

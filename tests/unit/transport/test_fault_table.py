@@ -135,6 +135,11 @@ CANNOT_SERVE = [
     (500, error("Unsupported param: tools", type="server_error")),
 ]
 
+NOT_FINITE = [
+    (500, {"error": "failed to encode response: json: unsupported value: NaN"}),
+    (500, error("Out of range float values are not JSON compliant: nan", type="InternalServerError", code=500)),
+]
+
 LENGTH = [
     (400, error("Could not finish the message because max_tokens or model output limit was reached.")),
 ]
@@ -246,6 +251,7 @@ BAD_REQUEST = [
             ("rate_limit", RATE_LIMIT),
             ("bad_request", TOO_LARGE),
             ("bad_request", CANNOT_SERVE),
+            ("bad_request", NOT_FINITE),
             ("length", LENGTH),
             ("server", SERVER),
             ("setup", SETUP),
