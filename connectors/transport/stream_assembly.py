@@ -57,10 +57,17 @@ def assemble_reference(events: Iterable[Event]) -> dict[str, Any]:
 
 
 def assemble_response(events: Iterable[Event]) -> dict[str, Any]:
-    """Return the response in the last event of an OpenAI stream; else as `assemble_completion`."""
+    """Return the response in the last event of an OpenAI stream; else as `assemble_completion`.
+
+    A stream that ends with `[DONE]` instead is whole, too: its response has what was sent of the output.
+    """
     items: dict[int, Any] = {}
+    texts: dict[int, str] = {}
+    header: dict[str, Any] = {}
+    has_end_marker = False
     for event in events:
         if event.data.strip() == "[DONE]":
+            has_end_marker = True
             continue
         body = _parse_object(event.data)
         kind = body.get("type", event.name)
@@ -71,6 +78,12 @@ def assemble_response(events: Iterable[Event]) -> dict[str, Any]:
             return body
         if kind == "response.output_item.done" and isinstance(body.get("output_index"), int):
             items[body["output_index"]] = body.get("item")
+        if kind == "response.created" and isinstance(body.get("response"), dict):
+            header = {key: body["response"][key] for key in ("object", *_HEADER_KEYS) if key in body["response"]}
+        if kind == "response.output_text.delta" and isinstance(body.get("delta"), str):
+            place = body.get("output_index")
+            place = place if isinstance(place, int) else 0
+            texts[place] = texts.get(place, "") + body["delta"]
         if kind in _LAST_EVENTS:
             response = body.get("response")
             if not isinstance(response, dict):
@@ -78,7 +91,15 @@ def assemble_response(events: Iterable[Event]) -> dict[str, Any]:
             # Some servers omit the output here because they have sent its items one by one.
             output = response.get("output") or [item for _, item in sorted(items.items())]
             return {**response, "output": output}
-    raise MalformedReply("the stream ended before the response was completed")
+    if not has_end_marker or not (items or texts):
+        raise MalformedReply("the stream ended before the response was completed")
+    written = {place: _message(text) for place, text in texts.items()}
+    return {**header, "output": [item for _, item in sorted({**written, **items}.items())]}
+
+
+def _message(text: str) -> dict[str, Any]:
+    """Return the item of a response that has a text."""
+    return {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": text}]}
 
 
 class _Stream:

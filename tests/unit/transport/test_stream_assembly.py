@@ -99,7 +99,9 @@ def test_a_stream_without_either_sign_of_its_end_is_malformed() -> None:
     with pytest.raises(MalformedReply, match="the stream ended"):
         assemble_reference(stream({"delta": {"content": "a"}}, end=None))
     with pytest.raises(MalformedReply, match="the stream ended"):
-        assemble_response(stream({"type": "response.output_text.delta", "delta": "a"}))
+        assemble_response(stream({"type": "response.output_text.delta", "delta": "a"}, end=None))
+    with pytest.raises(MalformedReply, match="the stream ended"):
+        assemble_response(stream({"type": "response.created", "response": {}}))
     assert assemble_completion(stream(delta("stop", content="a"), end=None))["choices"][0]["message"]["content"] == "a"
 
 
@@ -157,6 +159,18 @@ def test_an_error_event_of_responses_drops_its_sequence_number() -> None:
     event = {"type": "error", "code": "server_error", "message": "m", "param": None, "sequence_number": 3}
     error = {"type": "error", "code": "server_error", "message": "m", "param": None}
     assert assemble_response(stream(event)) == {"error": error}
+
+
+def test_a_response_that_ends_with_done_alone_has_the_items_and_texts_that_were_sent() -> None:
+    item = {"type": "reasoning", "summary": []}
+    chunks = stream(
+        {"type": "response.created", "response": {"model": "m-1", "status": "in_progress", "output": []}},
+        {"type": "response.output_text.delta", "output_index": 1, "delta": "Hel"},
+        {"type": "response.output_item.done", "output_index": 0, "item": item},
+        {"type": "response.output_text.delta", "output_index": 1, "delta": "lo"},
+    )
+    message = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Hello"}]}
+    assert assemble_response(chunks) == {"model": "m-1", "output": [item, message]}
 
 
 def test_items_sent_one_by_one_replace_an_omitted_output() -> None:
