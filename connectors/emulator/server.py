@@ -20,7 +20,7 @@ from connectors.emulator.audio import routes as audio_routes
 from connectors.emulator.batches import batches, files
 from connectors.emulator.chat import completions
 from connectors.emulator.embeddings import routes as embeddings_routes
-from connectors.emulator.fault_injection import FAULT, FAULTS_BEFORE_ANSWER, Faults, corrupt, fail_before
+from connectors.emulator.faults.fault_injection import FAULT, FAULTS_BEFORE_ANSWER, Faults, corrupt, fail_before
 from connectors.emulator.images import routes as images_routes
 from connectors.emulator.rate_limits import USED_TOKENS, RequestLimits
 from connectors.emulator.request_body import MAX_BODY_BYTES, malformed_part, read_body

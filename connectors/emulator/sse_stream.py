@@ -7,11 +7,11 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from connectors.emulator.altered_answers import ALTERED_ANSWERS, alter_chunk
-from connectors.emulator.altered_packs import ALTERED_PACKS
-from connectors.emulator.altered_replies import ALTERED_REPLIES, altered_event
 from connectors.emulator.api import ApiRequest
-from connectors.emulator.fault_injection import FAULT, drop
+from connectors.emulator.faults.altered_answers import ALTERED_ANSWERS, alter_chunk
+from connectors.emulator.faults.altered_packs import ALTERED_PACKS
+from connectors.emulator.faults.altered_replies import ALTERED_REPLIES, altered_event
+from connectors.emulator.faults.fault_injection import FAULT, drop
 
 DONE = b"data: [DONE]\n\n"
 

@@ -18,10 +18,10 @@ from pydantic import Field, field_validator
 
 from connectors.contracts import Columns, OpenedSource, SourceColumn, SourceContext
 from connectors.errors import DataError, FieldError, JobError, did_you_mean
+from connectors.sources.columns.guessed_types import ColumnGuess, text_column
+from connectors.sources.columns.hive_columns import FilesModel, hive_columns, hive_values, value_of_file_number
+from connectors.sources.columns.saved_columns import empty_source, no_bytes_warning
 from connectors.sources.csv_records import CsvFormat, CsvRecord, RejectedLine, read_records
-from connectors.sources.guessed_types import ColumnGuess, text_column
-from connectors.sources.hive_columns import FilesModel, hive_columns, hive_values, value_of_file_number
-from connectors.sources.saved_columns import empty_source, no_bytes_warning
 from connectors.sql import identifier, identifier_list, literal_list, literal_path
 from connectors.storage.compressed_files import compressed_suffix, file_kind, open_file
 from connectors.storage.input_files import (

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from connectors.contracts import OpenedSource, SourceContext, SourceModel
 from connectors.errors import DataError, FieldError, JobError, did_you_mean
-from connectors.sources.column_types import materialize
+from connectors.sources.columns.column_types import materialize
 from connectors.sql import (
     USER_QUERY_MEMORY_LIMIT,
     first_line,

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from connectors.contracts import OpenedSource, SourceContext, SourceModel
 from connectors.errors import DataError, KeyPath
-from connectors.sources.column_types import materialize
+from connectors.sources.columns.column_types import materialize
 from connectors.sources.results_snapshot import ResultsSnapshot, open_results, read_snapshot
 from connectors.sql import first_line, scratch_connection
 

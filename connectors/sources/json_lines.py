@@ -13,9 +13,9 @@ from pydantic import Field
 
 from connectors.contracts import Columns, OpenedSource, SourceColumn, SourceContext
 from connectors.errors import DataError
-from connectors.sources.guessed_types import JsonGuess, text_column
-from connectors.sources.hive_columns import FilesModel, hive_columns, hive_values, value_of_file_number
-from connectors.sources.json_numbers import (
+from connectors.sources.columns.guessed_types import JsonGuess, text_column
+from connectors.sources.columns.hive_columns import FilesModel, hive_columns, hive_values, value_of_file_number
+from connectors.sources.columns.json_numbers import (
     JsonPath,
     NumberLeaves,
     exact_column,
@@ -23,7 +23,7 @@ from connectors.sources.json_numbers import (
     odd_numbers,
     write_exact_lines,
 )
-from connectors.sources.saved_columns import empty_source, no_bytes_warning
+from connectors.sources.columns.saved_columns import empty_source, no_bytes_warning
 from connectors.sql import first_line, identifier, literal, literal_list, literal_path
 from connectors.storage.compressed_files import compressed_suffix, file_kind, open_file
 from connectors.storage.input_files import (

@@ -8,9 +8,9 @@ from pydantic import Field
 
 from connectors.contracts import Columns, OpenedSource, SourceColumn, SourceContext
 from connectors.errors import DataError
+from connectors.sources.columns.hive_columns import FilesModel, hive_columns, hive_values, value_of_file_name
+from connectors.sources.columns.saved_columns import empty_source, no_bytes_warning
 from connectors.sources.delta_files import check_no_delta_table, live_files
-from connectors.sources.hive_columns import FilesModel, hive_columns, hive_values, value_of_file_name
-from connectors.sources.saved_columns import empty_source, no_bytes_warning
 from connectors.sql import first_line, identifier, literal, literal_list, literal_path
 from connectors.storage.input_files import input_files, input_folders, input_objects, other_files_warning
 

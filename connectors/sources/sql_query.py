@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from connectors.contracts import OpenedSource, SourceContext, SourceModel
 from connectors.errors import FieldError, JobError, KeyPath
-from connectors.sources.column_types import materialize
+from connectors.sources.columns.column_types import materialize
 from connectors.sources.results_snapshot import ResultsSnapshot, open_results, read_snapshot
 from connectors.sql import (
     USER_QUERY_MEMORY_LIMIT,

@@ -27,7 +27,7 @@ from connectors.errors import DataError, JobError, KeyPath
 from connectors.media.media_reader import MediaReader
 from connectors.media.url_fetcher import WebAccess
 from connectors.registry import StepConfig
-from connectors.sources.saved_columns import saved_source
+from connectors.sources.columns.saved_columns import saved_source
 from connectors.sql import scratch_connection
 from connectors.tables.schemas import errors_schema, results_schema
 from connectors.transport.access.certificates import tls_context

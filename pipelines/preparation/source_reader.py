@@ -14,8 +14,8 @@ from connectors.contracts import OpenedSource, SourceColumn, SourceContext
 from connectors.errors import DataError, JobError, KeyPath, did_you_mean
 from connectors.records import TEXT_PREFIX
 from connectors.registry import SourceConfig
-from connectors.sources.column_types import arrow_type, has_value, plain_type, shape
-from connectors.sources.saved_columns import save_columns
+from connectors.sources.columns.column_types import arrow_type, has_value, plain_type, shape
+from connectors.sources.columns.saved_columns import save_columns
 from connectors.sql import first_line, identifier, literal, literal_list, literal_path, lock_down, query_connection
 from pipelines.config.sql_predicate import predicate_columns
 from pipelines.preparation.earlier_fingerprints import earlier_texts

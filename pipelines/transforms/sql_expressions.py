@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from connectors.contracts import is_reserved_name
 from connectors.errors import JobError, KeyPath
-from connectors.sources.column_types import HUGE_AS, HUGE_TYPES, arrow_type, mapped_type, plain_type
+from connectors.sources.columns.column_types import HUGE_AS, HUGE_TYPES, arrow_type, mapped_type, plain_type
 from connectors.sql import first_line, identifier, parse_sql, parser_connection
 from pipelines.config.sql_predicate import called_nodes, evaluation_connection, expression_nodes, predicate_columns
 

@@ -6,7 +6,7 @@ import duckdb
 import pytest
 
 from connectors.errors import JobError
-from connectors.sources.column_types import materialize
+from connectors.sources.columns.column_types import materialize
 from connectors.sql import (
     first_line,
     identifier,

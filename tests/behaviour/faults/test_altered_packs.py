@@ -2,7 +2,7 @@
 
 import pytest
 
-from connectors.emulator.altered_packs import ALTERED_PACKS
+from connectors.emulator.faults.altered_packs import ALTERED_PACKS
 from connectors.emulator.server import EmulatorOptions, EmulatorServer
 from tests.conftest import Cli, ReadTable, Workspace
 from tests.support.exhaustive import marks

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from connectors.emulator.altered_replies import ALTERED_REPLIES
+from connectors.emulator.faults.altered_replies import ALTERED_REPLIES
 from connectors.emulator.server import EmulatorOptions, EmulatorServer
 from tests.conftest import Cli, Workspace
 

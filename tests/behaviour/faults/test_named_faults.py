@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from connectors.emulator.error_bodies import ERROR_REPLIES
+from connectors.emulator.faults.error_bodies import ERROR_REPLIES
 from connectors.emulator.server import EmulatorOptions, EmulatorServer
 from tests.conftest import Cli, Workspace
 from tests.support.exhaustive import marks

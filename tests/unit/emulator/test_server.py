@@ -13,7 +13,7 @@ import httpx2 as httpx
 import pytest
 
 from connectors.emulator.api import ApiError
-from connectors.emulator.fault_injection import KINDS, STATUSES
+from connectors.emulator.faults.fault_injection import KINDS, STATUSES
 from connectors.emulator.rate_limits import RequestLimits, duration
 from connectors.emulator.server import EmulatorOptions, EmulatorServer
 

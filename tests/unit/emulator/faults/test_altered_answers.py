@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from connectors.contracts import MalformedReply, StepContext
-from connectors.emulator.altered_answers import ALTERED_ANSWERS
+from connectors.emulator.faults.altered_answers import ALTERED_ANSWERS
 from connectors.emulator.server import EmulatorOptions, EmulatorServer
 from connectors.endpoints.chat import ChatStep
 from connectors.records import Reply, Request, RowError

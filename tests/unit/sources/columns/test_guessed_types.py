@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from connectors.sources.guessed_types import ColumnGuess, JsonGuess, guess_kind
+from connectors.sources.columns.guessed_types import ColumnGuess, JsonGuess, guess_kind
 from tests.unit.sources.conftest import ReadSourceFixture
 
 COLUMNS = {

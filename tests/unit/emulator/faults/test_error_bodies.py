@@ -3,7 +3,7 @@
 import httpx2 as httpx
 import pytest
 
-from connectors.emulator.error_bodies import ERROR_REPLIES
+from connectors.emulator.faults.error_bodies import ERROR_REPLIES
 from connectors.emulator.server import EmulatorOptions, EmulatorServer
 from connectors.records import Reply
 from connectors.transport.error_replies import row_error

@@ -4,7 +4,7 @@ import httpx2 as httpx
 import orjson
 import pytest
 
-from connectors.emulator.altered_packs import UNKNOWN_ID
+from connectors.emulator.faults.altered_packs import UNKNOWN_ID
 from connectors.emulator.server import EmulatorOptions, EmulatorServer
 from connectors.endpoints.conversation.packed_requests import packed_content, packed_schema
 

@@ -7,11 +7,11 @@ from math import isfinite
 
 from aiohttp import web
 
-from connectors.emulator.altered_answers import ALTERED_ANSWERS, alter_completion
-from connectors.emulator.altered_packs import ALTERED_PACKS, alter_pack
-from connectors.emulator.altered_replies import ALTERED_REPLIES, altered_reply
 from connectors.emulator.api import ApiError
-from connectors.emulator.error_bodies import ERROR_REPLIES
+from connectors.emulator.faults.altered_answers import ALTERED_ANSWERS, alter_completion
+from connectors.emulator.faults.altered_packs import ALTERED_PACKS, alter_pack
+from connectors.emulator.faults.altered_replies import ALTERED_REPLIES, altered_reply
+from connectors.emulator.faults.error_bodies import ERROR_REPLIES
 from connectors.emulator.rate_limits import wait_headers
 
 FAULT = web.RequestKey("rowmill_fault", str)

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 from pydantic import Field
 
 from connectors.contracts import SourceColumn, SourceModel
-from connectors.sources.guessed_types import guess_kind
+from connectors.sources.columns.guessed_types import guess_kind
 from connectors.sql import literal
 
 DEFAULT_PARTITION = "__HIVE_DEFAULT_PARTITION__"

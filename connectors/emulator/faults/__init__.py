@@ -1,0 +1,1 @@
+"""Faults on demand: error replies, altered answers, and when each is injected."""

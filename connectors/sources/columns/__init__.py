@@ -1,0 +1,1 @@
+"""Columns of sources: their types, guessed or converted, and the values that files and folders give them."""
