@@ -1,6 +1,6 @@
 """Records that pass between rows, requests, replies and tables."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -202,6 +202,8 @@ class Reply(Struct, frozen=True):
     first_token_ms: float | None = None
     is_key_renewed: bool = False
     """Whether it refuses a key that was renewed since: the call may be sent again."""
+    mask: Callable[[bytes], bytes] | None = None
+    """Replaces secrets in what is assembled from a stream: each may be split among its events. None: a whole body."""
 
 
 def compact_copy(dumped: bytes) -> bytes:

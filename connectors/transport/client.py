@@ -24,7 +24,7 @@ from connectors.transport.access.tunnels import TunnelConnector, TunnelError
 from connectors.transport.deadlines import Deadline, DeadlineExceeded, Deadlines
 from connectors.transport.fast_post import CleanConnector, FastPost, ResponseHead, WholeReply
 from connectors.transport.first_token import FirstToken
-from connectors.transport.sse import whole_json
+from connectors.transport.sse import is_event_stream, whole_json
 from connectors.transport.tcp_keepalive import keepalive_socket
 
 P = ParamSpec("P")
@@ -431,7 +431,8 @@ def _masked_reply(
     values = "\n".join(headers.values()).encode(errors="surrogatepass")
     if masked(values) is not values:
         headers = {name: _masked_text(value, masked) for name, value in headers.items()}
-    return Reply(status, headers, body, _elapsed_ms(started), first_token_ms)
+    mask = masked if is_event_stream(body) else None
+    return Reply(status, headers, body, _elapsed_ms(started), first_token_ms, mask=mask)
 
 
 def _valid_text(value: str) -> str:

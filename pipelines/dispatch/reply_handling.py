@@ -98,7 +98,7 @@ def _interpret(group: RequestGroup, reply: Reply | None, failure: RequestError |
     endpoint, packing = group.route.endpoint, group.route.packing if group.is_packed else None
     try:
         if packing is None:
-            single = endpoint.answers(requests, reply)
+            single = _without_secrets(endpoint.answers(requests, reply), reply)
             usage = endpoint.usage(requests, reply)
             return ExchangeOutcome(single, None, usage, reply, values=_small_values(endpoint, single))
         found = packing.answers(requests, reply)
@@ -108,6 +108,19 @@ def _interpret(group: RequestGroup, reply: Reply | None, failure: RequestError |
     except MalformedReply as exc:
         error = exc.error or RowError("malformed_reply", str(exc), reply.status, request_id=request_id(reply.headers))
         return ExchangeOutcome((), error, exc.usage, reply)
+
+
+def _without_secrets(answers: Sequence[bytes | RowError], reply: Reply) -> Sequence[bytes | RowError]:
+    """Return the answers of a reply without the secrets that its stream has split among events."""
+    mask = reply.mask
+    if mask is None:
+        return answers
+    return [
+        replace(answer, message=mask(answer.message.encode()).decode())
+        if isinstance(answer, RowError)
+        else mask(answer)
+        for answer in answers
+    ]
 
 
 def _usage_of_failure(reply: Reply, error: RowError) -> Usage:

@@ -106,6 +106,29 @@ def test_a_key_that_the_provider_repeats_is_not_printed(
     assert {headers["Authorization"] for headers in provider.headers} == {f"Bearer {KEY}"}
 
 
+@pytest.mark.parametrize("kind", ["content", "refusal"])
+def test_a_key_that_a_streamed_answer_repeats_in_pieces_is_not_stored(
+    keyed: Any, provider: Any, cli: Any, read: Any, kind: str
+) -> None:
+    deltas = [*({kind: KEY[place : place + 5]} for place in range(0, len(KEY), 5)), {}]
+    choices = [{"index": 0, "delta": delta, "finish_reason": None if delta else "stop"} for delta in deltas]
+    body = "".join(f"data: {json.dumps({'choices': [choice]})}\n\n" for choice in choices)
+    provider.script = lambda path, asked, count: web.Response(text=body, content_type="text/event-stream")
+    keyed.csv(1)
+    job = keyed.job()
+    job.write_text(job.read_text().replace("model: m", "model: m, stream: true"))
+    cli("run", job)
+    outputs = [cli.out, cli.err]
+    for command in (["errors", job], ["show", job, "1"]):
+        cli(*command)
+        outputs += [cli.out, cli.err]
+    assert_hidden(keyed.folder, *outputs)
+    table, column = ("results", "answer") if kind == "content" else ("errors", "message")
+    assert [row[column] for row in read(keyed.folder / "out", table)] == [
+        "[the key]" if kind == "content" else "the model refused: [the key]"
+    ]
+
+
 def test_an_invalid_http_reply_is_quoted_without_the_key(
     workspace: Any, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
