@@ -43,7 +43,7 @@ def input_files(
 
 def missing_file(where: KeyPath, path: str, workspace: Path) -> DataError:
     """Return the error for a path or glob of the job file, at the key `where`, that names no file."""
-    return DataError(where, f"{path}: no file is there", f"check the path, relative ones start at {workspace}")
+    return DataError(where, f"{path}: no such file", f"check the path, relative ones start at {workspace}")
 
 
 def input_folders(patterns: str | Iterable[str], workspace: Path) -> tuple[Path, ...]:
@@ -85,7 +85,7 @@ def input_objects(
             object_store.check_installed(where)
             objects = object_store.objects_at(pattern, suffixes, others)
             if not objects:
-                raise DataError(where, f"{pattern}: no object is there", "check the URL")
+                raise DataError(where, f"{pattern}: no such object", "check the URL")
             by_url.update((one.url, one) for one in objects)
     return tuple(by_url[url] for url in sorted(by_url))
 

@@ -50,7 +50,7 @@ def compare(a: Results, b: Results, columns: Sequence[str] | None = None) -> Com
     ]
     for name in columns or ():
         if name not in outputs:
-            raise JobError("compare", f"{name} is no output of both", f"both have {', '.join(outputs) or 'none'}")
+            raise JobError("compare", f"{name} is not an output of both", f"both have {', '.join(outputs) or 'none'}")
     chosen = list(columns or outputs)
     if not chosen:
         raise JobError(

@@ -54,7 +54,7 @@ def vector_column(frame: pl.LazyFrame, name: str | None) -> str:
             raise JobError("results", "hold several columns of vectors", f"name one: column={' or '.join(vectors)}")
         return vectors[0]
     if name not in vectors:
-        raise JobError("results", f"{name} is no column of vectors", did_you_mean(name, vectors))
+        raise JobError("results", f"{name} is not a column of vectors", did_you_mean(name, vectors))
     return name
 
 

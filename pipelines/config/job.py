@@ -365,7 +365,7 @@ def _check_step(step: StepModel, path: KeyPath) -> None:
             place = "at the step" if name in fields else "below params where the endpoint takes it"
             raise FieldError("Rowmill sets this key itself", f"write {name}: {place}", here)
         if name in step.params:
-            raise FieldError("is in params as well", "leave out one of both", here)
+            raise FieldError("is in params as well", "leave out one of them", here)
         if is_typed and name in ("response_format", "text"):
             raise FieldError("a typed output sets it", "leave it out", here)
         if name == "n":

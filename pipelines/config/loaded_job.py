@@ -141,7 +141,7 @@ def read_job_file(path: Path | str) -> JobFile:
     if file.name == FILE_NAME and file.is_file():
         raise JobError(
             str(path),
-            "is the workspace's file, no job",
+            "is the workspace's file, not a job",
             "name a job file: the workspace's file is checked with each job",
         )
     try:
@@ -256,4 +256,4 @@ def _error_without_kind(part: str, value: Mapping[str, Any], kinds: tuple[str, .
     for key in value:
         if key not in shared and (kind := closest(key, kinds)):
             return ConfigError((part, key), "no such key", f"did you mean {kind}?")
-    return ConfigError((part,), "names no kind", f"write exactly one of {', '.join(kinds)}")
+    return ConfigError((part,), "has no kind", f"write exactly one of {', '.join(kinds)}")

@@ -216,9 +216,9 @@ def _column_references(node: Any, where: KeyPath, parameters: frozenset[str]) ->
         return
     match node.get("class"):
         case "SUBQUERY":
-            raise JobError(where, "holds a query", "an expression is about one row; use `sql:` as the source")
+            raise JobError(where, "contains a query", "an expression is about one row; use `sql:` as the source")
         case "STAR":
-            raise JobError(where, "holds a star", "name the columns")
+            raise JobError(where, "contains *", "name the columns")
         case "COLUMN_REF":
             words = [str(word) for word in node["column_names"]]
             if words[0].lower() not in parameters:
@@ -253,7 +253,9 @@ def _check_functions(tree: Any, where: KeyPath, allows_clock: bool) -> None:
         if name in in_rows or (is_clock and not allows_clock):
             raise _changing_function(called, where)
         if node.get("class") == "SUBQUERY":
-            raise JobError(where, f"{called} holds a query", "an expression is about one row; use `sql:` as the source")
+            raise JobError(
+                where, f"{called} contains a query", "an expression is about one row; use `sql:` as the source"
+            )
 
 
 def _is_clock_name(node: Mapping[str, Any]) -> bool:

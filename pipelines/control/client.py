@@ -39,7 +39,7 @@ def _connect(state: Path, job: str, start_seconds: float) -> socket.socket:
         try:
             return connect(path, REPLY_SECONDS)
         except PermissionError as exc:
-            raise JobError(job, "another user runs this job", "ask that user") from exc
+            raise JobError(job, "another user runs this job", "ask that user to do it") from exc
         except OSError as exc:
             # A run that is starting has none yet, or still that of a run before, which was killed.
             if time.monotonic() > deadline:

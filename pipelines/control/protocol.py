@@ -42,7 +42,7 @@ class ControlRequest(Struct, frozen=True):
             raise JobError("control", "no such command", f"send one of {', '.join(COMMANDS)}")
         values = read.get("values", {})
         if not isinstance(values, dict):
-            raise JobError("control", "values is no object", 'send e.g. "values": {"limits.concurrency": 50}')
+            raise JobError("control", "values is not an object", 'send e.g. "values": {"limits.concurrency": 50}')
         return cls(command, values)  # type: ignore[arg-type]  # It is one of COMMANDS.
 
 

@@ -100,7 +100,7 @@ def served_file(results: Results, name: str) -> tuple[Path, file_types.FileType]
     with path.open("rb") as file:
         kind = file_types.detect_type(file.read(file_types.HEAD_BYTES))
     if kind is None or kind not in SERVED_TYPES:
-        raise JobError(name, "is no picture or sound", "only those are served")
+        raise JobError(name, "is not a picture or sound", "only those are served")
     return path, kind
 
 

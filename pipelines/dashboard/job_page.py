@@ -117,7 +117,7 @@ def _headline(snapshot: Snapshot, job: WatchedJob) -> str:
             return f"Started {age}."
         return f"Started {age}. " + (f"About {format_duration(left)} left." if left >= 1 else "Nearly done.")
     if job.run.ended_at is None:
-        return f"Started {age}; its process was killed. The next run goes on where it stopped."
+        return f"Started {age}; its process was killed. The next run continues it."
     ended = datetime.fromtimestamp(job.run.ended_at / 1e6, UTC)
     return f"Ended {format_age(snapshot.at - ended)}; it took {format_duration((ended - began).total_seconds())}."
 

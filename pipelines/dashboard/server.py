@@ -50,7 +50,7 @@ SERVER_OPTIONS: Mapping[str, Any] = {
 NOTICES = {
     "pause": "Paused: nothing new is sent, requests in flight are answered.",
     "resume": "The run goes on.",
-    "drain": "Draining: nothing new is sent; the run ends when everything in flight has landed.",
+    "drain": "Draining: nothing new is sent; the run ends when all requests in flight are answered.",
     "set": "Set, until this run ends.",
 }
 """By command."""

@@ -8,7 +8,7 @@ from pipelines.dispatch.faults.setup_faults import SetupFaults
 from pipelines.dispatch.request_types import ExchangeObserver
 
 DRAINED = "drained"
-"""Stop reason of a run that a user has asked to end: everything in flight lands, batches at the provider too."""
+"""Stop reason of a run that a user has asked to end: everything in flight is answered, batches at the provider too."""
 INTERRUPTED = "interrupted"
 """Stop reason of a run after Ctrl-C or SIGTERM: what is in flight may land within the grace period."""
 

@@ -1,4 +1,4 @@
-"""Whether a budget can hold: every step has a price and a bound on what it costs."""
+"""Whether a budget can be guaranteed: every step has a price and a bound on what it costs."""
 
 from connectors.errors import JobError
 from connectors.tokens import context_window
@@ -26,7 +26,7 @@ def check_budget(ready: PreparedJob) -> None:
             )
             raise JobError(
                 where,
-                f"no price is known for {', '.join(models)}, so no budget can hold",
+                f"no price is known for {', '.join(models)}, so a budget cannot be guaranteed",
                 "add it to `prices:` in rowmill.yaml",
             )
         _check_token_rates(ready, step)
@@ -35,7 +35,7 @@ def check_budget(ready: PreparedJob) -> None:
         if step.endpoint.output_bound is None and price.output_per_million:
             raise JobError(
                 where,
-                f"nothing bounds what an answer of {step.model.model} may cost, so no budget can hold",
+                f"nothing bounds what an answer of {step.model.model} may cost, so a budget cannot be guaranteed",
                 "add params: {max_tokens: N}",
             )
 
@@ -48,7 +48,8 @@ def _check_token_rates(ready: PreparedJob, step: PreparedStep) -> None:
             if price is not None and getattr(price, rate) is None:
                 raise JobError(
                     ready.loaded.locate(*step.key_path("model")),
-                    f"the price of {member.sent_model(step.model.model)} has no {rate}, so no budget can hold",
+                    f"the price of {member.sent_model(step.model.model)} has no {rate}, "
+                    "so a budget cannot be guaranteed",
                     "add it to its `prices:` in rowmill.yaml",
                 )
 
@@ -77,7 +78,7 @@ def _check_hosted_tools(ready: PreparedJob, step: PreparedStep) -> None:
         else:
             continue
         key = "tools" if getattr(step.model, "tools", None) else "params"
-        raise JobError(ready.loaded.locate(*step.key_path(key)), f"{reason}, so no budget can hold", remedy)
+        raise JobError(ready.loaded.locate(*step.key_path(key)), f"{reason}, so a budget cannot be guaranteed", remedy)
 
 
 def _check_documents(ready: PreparedJob, step: PreparedStep) -> None:
@@ -87,6 +88,7 @@ def _check_documents(ready: PreparedJob, step: PreparedStep) -> None:
         if price is not None and not price.is_free and context_window(model) is None:
             raise JobError(
                 ready.loaded.locate(*step.key_path("model")),
-                f"the context window of {model} is not known, nor the tokens of a document, so no budget can hold",
+                f"the context window of {model} is not known, nor the tokens of a document, "
+                "so a budget cannot be guaranteed",
                 "use a model with a known context window, or read the document in an earlier step",
             )

@@ -29,7 +29,7 @@ def compare_run(loaded: LoadedJob, options: RunOptions) -> RunReport:
     if overrides.limit is None:
         raise JobError("--compare", "requests every row again without a limit", "add --limit N, e.g. --limit 20")
     if overrides.sink is not None:
-        raise JobError("--compare", "writes nothing, so --sink has no meaning", "leave one of them out")
+        raise JobError("--compare", "writes nothing, so --sink has no effect", "leave one of them out")
     trial = run_trial(loaded, "compare", options)
     old = read_outputs(loaded.with_overrides(NONE))
     return replace(trial.report, compared=[ComparedRow(key, old.get(key), row) for key, row in trial.outputs.items()])

@@ -124,7 +124,7 @@ async def _probe_step(
         raise Stopped(stopped)
     raise Stopped(
         f"steps.{step_route.route.step}.dimensions: "
-        f"the dimensions of the model's vectors could not be learned: {reason}; "
+        f"the dimensions of the model's vectors could not be determined: {reason}; "
         "run again, or add dimensions: N"
     )
 

@@ -287,7 +287,7 @@ class _JobRun:
             return _stop_reason(failure)
         if stopped == DRAINED:
             rows = format_count(self._counters.rows_left, "row")
-            return f"drained by `rowmill control`: {rows} left; run again, it goes on where it stopped"
+            return f"drained by `rowmill control`: {rows} left; run again to continue"
         if stopped == INTERRUPTED and (running := self._dispatcher.state.left_running):
             return f"{INTERRUPTED}: batches go on at the provider ({running}); the next run fetches them"
         if stopped is not None and stopped.startswith("budget"):
@@ -354,8 +354,8 @@ def _budget_message(stopped: str, counters: RunCounters, budget: RunBudget, dail
     left = f"{format_count(rows, 'row')} {'is' if rows == 1 else 'are'} left"
     message = f"budget: {limit} and the next request might not fit; {left}"
     if counters.settled and counters.cost:
-        message += f", at the price of those before about ${usd(counters.cost) * rows / counters.settled:.6f}"
-    return f"{message}; run again with more ({more}), it goes on where it stopped"
+        message += f", which would cost about ${usd(counters.cost) * rows / counters.settled:.6f} at the price so far"
+    return f"{message}; run again with more ({more}) to continue"
 
 
 def _format_dollars(pico: int) -> str:

@@ -50,7 +50,7 @@ class FreeSpace:
             return None
         return (
             f"{self._folder}: disk full: {format_bytes(free)} left, the answers of {self.exchanges:,} requests in "
-            f"flight may need {format_bytes(needed)}; make room and run again, it goes on where it stopped"
+            f"flight may need {format_bytes(needed)}; make room and run again to continue"
         )
 
 

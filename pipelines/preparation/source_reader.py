@@ -349,7 +349,7 @@ class SourceReader:
             if pa.types.is_nested(self.schema.field(name).type):
                 raise JobError(
                     ("source", "key"),
-                    f"{name} holds lists or structs, by which no row is found again",
+                    f"{name} holds lists or structs, which cannot identify a row",
                     "name a column of single values, or make a text of it in a `sql:` source",
                 )
         for name in self.schema.names:

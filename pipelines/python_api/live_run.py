@@ -274,7 +274,7 @@ def _closing(view: LiveView) -> Iterator[Callable[[RunReport], None]]:
     try:
         yield end
     except (asyncio.CancelledError, KeyboardInterrupt):
-        view.end("interrupted; run it again and it goes on where it stopped")
+        view.end("interrupted; run it again to continue")
         raise
     except RuntimeError:
         view.end("the process ended without a report")

@@ -68,7 +68,7 @@ def _write(rows: Any, file: Path) -> None:
         _write_batches(_Batches(rows.schema, [rows]), file)
     else:
         remedy = "pass a polars or pandas frame, an Arrow table or a DuckDB relation"
-        raise JobError("rows", f"found {kind}, which is no table", remedy)
+        raise JobError("rows", f"found {kind}, which is not a table", remedy)
 
 
 def _pandas_schema(frame: Any) -> pa.Schema:

@@ -179,7 +179,7 @@ def _quality_panel(facts: ReportFacts) -> Panel:
         count = format_count(worst["rows"], "row")
         note = f"Most frequent: {cause.title}, {count}. What to do: {cause.remedy}."
     elif is_killed:
-        note = "The last run was killed: rows may be left. The next run goes on where it stopped."
+        note = "The last run was killed: rows may be left. The next run continues it."
     css_class = "good" if share == 1 and not so_far else "bad" if share is not None and not rows else ""
     return Panel("Is it good?", fact("rows_share", share, shown), label, shown_facts, note, css_class)
 

@@ -96,7 +96,7 @@ class ConversationStep(StepModel):
     @model_validator(mode="after")
     def _check_one_output(self) -> Self:
         if self.output is not None and self.output_schema is not None:
-            raise FieldError("takes the place of output", "leave out one of both", ("output_schema",))
+            raise FieldError("cannot be combined with output", "leave out one of them", ("output_schema",))
         return self
 
     @property

@@ -84,7 +84,7 @@ class _Resolver(Struct):
             key = unquote(word).replace("~1", "/").replace("~0", "~")
             if not isinstance(here, Mapping) or key not in here:
                 known = list(here) if isinstance(here, Mapping) else []
-                raise FieldError(f"{reference} names nothing in this file", did_you_mean(key, known), origin)
+                raise FieldError(f"{reference} does not exist in this file", did_you_mean(key, known), origin)
             here = here[key]
             path.append(key)
         if not isinstance(here, Mapping) or (pointer and not path):

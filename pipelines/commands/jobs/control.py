@@ -65,7 +65,7 @@ def _values(command: Command, settings: tuple[str, ...]) -> Mapping[str, Any]:
 
 
 def _print_reply(command: Command, values: Mapping[str, Any], reply: ControlReply) -> None:
-    from pipelines.formatting import fact_list, print_out
+    from pipelines.formatting import fact_list, format_count, print_out
 
     state: dict[str, Any] = dict(reply.state or {})
     in_flight = f"{state['in_flight']:,} in flight"
@@ -77,7 +77,8 @@ def _print_reply(command: Command, values: Mapping[str, Any], reply: ControlRepl
         case "resume":
             click.echo(f"{state['job']}: running")
         case "drain":
-            click.echo(f"{state['job']}: draining; nothing new is sent, the run ends when all has landed, {in_flight}")
+            requests = format_count(state["in_flight"], "request")
+            click.echo(f"{state['job']}: draining; nothing new is sent, the run ends after {requests} in flight")
         case "set":
             shown = ", ".join(f"{key}={'null' if value is None else value}" for key, value in values.items())
             click.echo(f"{state['job']}: set {shown}, until this run ends")

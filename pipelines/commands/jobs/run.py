@@ -105,7 +105,7 @@ def run_command(
     if compare:
         with _reporting_errors(job_files(jobs) if as_json else ()):
             if on_ray:
-                raise JobError("--compare", "asks for a few rows only", "leave --engine ray out")
+                raise JobError("--compare", "sends only a few rows", "leave --engine ray out")
             if change is not None:
                 raise JobError("--compare", "writes nothing", "leave --schema-change out")
         options = RunOptions(is_new_run=True, log="json" if log == "json" else "plain", is_quiet=quiet)

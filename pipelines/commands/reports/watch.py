@@ -30,7 +30,7 @@ def watch_command(folder: str | None, port: int, read_only: bool) -> None:
 
     path = Path(folder or ".")
     if not path.is_dir():
-        raise JobError(path, "is no folder", "name a folder of the workspace")
+        raise JobError(path, "is not a folder", "name a folder of the workspace")
     workspace = find_workspace(path)
     if not workspace.has_file and not list_job_files(path) and (path / JOBS_FOLDER).is_dir():
         # The workspace may be the folder of the jobs.

@@ -144,7 +144,7 @@ class ProviderEntry(FrozenModel):
         if self.api_key_env is not None and self.api_key_command is not None:
             raise FieldError("cannot be combined with api_key_env", "keep one of them", ("api_key_command",))
         if self.api_key_ttl is not None and self.api_key_command is None:
-            raise FieldError("is of no use without api_key_command", "leave it out", ("api_key_ttl",))
+            raise FieldError("has no effect without api_key_command", "leave it out", ("api_key_ttl",))
         return self
 
     @model_validator(mode="after")

@@ -69,7 +69,7 @@ def decide(error: RowError, attempt: Attempt, limits: RetryLimits, jitter: float
         # In a group, halving finds the request that the provider refuses.
         return RESOLVE if attempt.requests == 1 else RetryDecision("split")
     if (reason := abort_reason(error, attempt, limits)) is not None:
-        return RetryDecision(stop_reason=f"{reason}; run again when it is back, it goes on where it stopped")
+        return RetryDecision(stop_reason=f"{reason}; run again when it is back to continue")
     if attempt.number >= limits.attempts:
         return RetryDecision("split") if _may_be_of_one_row(error, attempt.is_packed) else RESOLVE
     wait = backoff(error, attempt, limits, jitter)

@@ -63,7 +63,7 @@ def check_ray(loaded: LoadedJob) -> None:
             "run on one of them, with RAY_ADDRESS=auto",
         )
     if loaded.job.delivery == "batch":
-        raise JobError(loaded.locate("delivery"), "batches need no workers", "run with --engine local")
+        raise JobError(loaded.locate("delivery"), "batches do not need workers", "run with --engine local")
 
 
 def ray_engine(context: RunContext) -> Engine:

@@ -43,7 +43,7 @@ class TelemetryRecorder:
         self._records.append((route.step, route.provider.name, replace(settled, keys=b"", message=None, answers=())))
 
     def record_batch_stage(self, route: RouteInfo, stage: BatchStage) -> None:
-        """Never called: batches need no workers."""
+        """Never called: batches do not need workers."""
         raise AssertionError(stage)
 
     def since(self, number: int) -> TelemetryBatch:

@@ -74,5 +74,5 @@ def test_a_key_is_made_of_single_values(workspace: Any, provider: Any, cli: Any,
     pq.write_table(pa.table({"id": ids, "n": [1, 2], "text": ["a", "b"]}), workspace.folder / "rows.parquet")
     for key in ("id", "[n, id]"):
         assert cli("run", workspace.job(source=f"{{parquet: rows.parquet, key: {key}}}")) == 2
-        assert "2: source.key: id holds lists or structs, by which no row is found again; name" in cli.err
+        assert "2: source.key: id holds lists or structs, which cannot identify a row; name" in cli.err
     assert provider.seen == []

@@ -59,7 +59,7 @@ def test_the_cost_of_a_failed_probe_of_dimensions_is_reported(
     job = workspace.job(steps=EMBEDDING, retry="{attempts: 3, longest_wait: 0.01, longest_hold: 0.1}")
     report = cli.run(job)
     assert report["exit_code"] == 3
-    assert "could not be learned" in report["stopped"]
+    assert "could not be determined" in report["stopped"]
     assert (report["rows"], report["rows_ok"], report["rows_failed"], report["rows_left"]) == (3, 0, 0, 3)
     assert (report["requests"], report["retries"]) == (len(provider.seen), len(provider.seen) - 1)
     assert report["requests"] > 0

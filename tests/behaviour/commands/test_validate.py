@@ -41,10 +41,10 @@ def test_a_condition_that_breaks_on_a_row_is_refused_without_a_key_too(workspace
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"source": "{csv: [rows.csv, no.csv], key: id}"}, "2: source.csv: no.csv: no file is there"),
-        ({"source": "{jsonl: 'no*.jsonl', key: id}"}, "2: source.jsonl: no*.jsonl: no file is there"),
+        ({"source": "{csv: [rows.csv, no.csv], key: id}"}, "2: source.csv: no.csv: no such file"),
+        ({"source": "{jsonl: 'no*.jsonl', key: id}"}, "2: source.jsonl: no*.jsonl: no such file"),
         ({"source": "{parquet: in, key: id}"}, "2: source.parquet: in: no file in the folder ends in .parquet"),
-        ({"source": "{duckdb: no.db, table: t, key: id}"}, "2: source.duckdb: no.db: no file is there"),
+        ({"source": "{duckdb: no.db, table: t, key: id}"}, "2: source.duckdb: no.db: no such file"),
         ({"source": "{duckdb: rows.csv, table: t, key: id}"}, "2: source.duckdb: rows.csv cannot be opened"),
         ({"sink": "{parquet: rows.csv}"}, "4: sink.parquet: @/rows.csv is a file"),
         ({"sink": "{duckdb: in, table: t}"}, "4: sink.duckdb: @/in is a folder"),
@@ -92,7 +92,7 @@ def test_a_price_without_one_of_its_rates_is_refused_under_a_budget(
     path.write_text(path.read_text().replace("{input_per_million: 1, output_per_million: 2}", f"{{{known}}}"))
     workspace.csv(2)
     assert cli("run", workspace.job(budget="{usd: 1}"), "--quiet") == 2
-    assert f"the price of m has no {missing}_per_million, so no budget can hold; add it" in cli.err
+    assert f"the price of m has no {missing}_per_million, so a budget cannot be guaranteed; add it" in cli.err
     assert provider.seen == []
 
 
@@ -178,7 +178,7 @@ def test_the_file_of_the_workspace_is_named_as_what_it_is(workspace: Workspace, 
     path = workspace.folder / "rowmill.yaml"
     assert cli("validate", path) == 2
     assert cli.err == (
-        f"{path}: is the workspace's file, no job; name a job file: the workspace's file is checked with each job\n"
+        f"{path}: is the workspace's file, not a job; name a job file: the workspace's file is checked with each job\n"
     )
 
 

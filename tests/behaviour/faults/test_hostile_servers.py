@@ -239,7 +239,7 @@ def test_a_bill_beyond_the_reserved_cost_stops_the_run_at_once(
     assert report["rows_left"] == 50 - report["rows_ok"]
     assert report["cost_usd"] == pytest.approx(0.80001 * len(hostile.received))
     assert "the budget of $0.010000 is spent" in report["stopped"]
-    assert "at the price of those before about $" in report["stopped"]
+    assert "which would cost about $" in report["stopped"]
 
 
 DEEP = b"[" * 300 + b"]" * 300

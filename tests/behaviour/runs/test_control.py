@@ -126,9 +126,7 @@ def test_a_drained_run_lands_what_is_in_flight_and_ends_with_3_and_the_reason(
     report = json.loads(cli.out)
     sent = len(provider.seen)
     assert sent == len(provider.answered) == report["rows_ok"] < 60
-    assert report["stopped"] == (
-        f"drained by `rowmill control`: {60 - sent} rows left; run again, it goes on where it stopped"
-    )
+    assert report["stopped"] == (f"drained by `rowmill control`: {60 - sent} rows left; run again to continue")
     assert cli("run", job, "--json", "--quiet") == 0
     assert len(provider.seen) == 60
     assert len(read(workspace.folder / "out")) == 60
@@ -259,7 +257,7 @@ def test_a_budget_is_refused_if_no_price_bounds_the_cost(workspace: Any, provide
 
     def script(terminal: Terminal) -> None:
         terminal.wait_for(lambda: len(provider.seen) >= 1)
-        with pytest.raises(JobError, match="no price is known for odd, so no budget can hold"):
+        with pytest.raises(JobError, match="no price is known for odd, so a budget cannot be guaranteed"):
             terminal.send("set", budget__usd=1.0, limits__concurrency=9)
         assert terminal.send("state")["limits"]["concurrency"] == 2
 

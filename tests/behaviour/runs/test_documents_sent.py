@@ -65,5 +65,8 @@ def test_a_document_for_a_model_of_unknown_window_is_refused_under_a_budget(
     rows: Any, provider: Any, cli: Any, prices: None
 ) -> None:
     assert cli("run", rows.job(steps=step("unknown"), budget="{usd: 5}")) == 2
-    assert "the context window of unknown is not known, nor the tokens of a document, so no budget can hold" in cli.err
+    assert (
+        "the context window of unknown is not known, nor the tokens of a document, so a budget cannot be guaranteed"
+        in cli.err
+    )
     assert provider.seen == []

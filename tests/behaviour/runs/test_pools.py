@@ -200,4 +200,4 @@ def test_a_budget_names_the_member_without_a_price_by_its_own_name_of_the_model(
     write_pool(workspace, provider, spare, second=", models: {m: spare-m}")
     workspace.csv(1)
     assert cli("run", workspace.job(steps=STEPS, budget="{usd: 1}")) == 2
-    assert "no price is known for spare-m at spare, so no budget can hold" in cli.err
+    assert "no price is known for spare-m at spare, so a budget cannot be guaranteed" in cli.err

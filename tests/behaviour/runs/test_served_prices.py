@@ -186,7 +186,7 @@ def hosted(params: str, model: str = "gpt-4.1", tool: str = "web_search_preview"
         (
             '[{name: answer, endpoint: chat, provider: test, model: gpt-4.1, messages: [{user: "{{ text }}"}], '
             "params: {max_tokens: 100, web_search_options: {}}}]",
-            "no budget can hold; use endpoint: responses with params: {max_tool_calls: N}",
+            "a budget cannot be guaranteed; use endpoint: responses with params: {max_tool_calls: N}",
         ),
         (hosted("{max_output_tokens: 100, max_tool_calls: 2}", model="unknown"), "context window of unknown"),
         (
@@ -200,7 +200,7 @@ def test_a_hosted_tool_that_nothing_bounds_is_refused_under_a_budget(
 ) -> None:
     workspace.csv(1)
     assert cli("run", workspace.job(steps=step, budget="{usd: 5}")) == 2
-    assert message in cli.err and "so no budget can hold" in cli.err
+    assert message in cli.err and "so a budget cannot be guaranteed" in cli.err
     assert provider.seen == []
     remedy = cli.err.strip().rpartition("; ")[2]
     assert cli("plan", workspace.job(steps=step)) == 0

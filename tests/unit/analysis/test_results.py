@@ -175,7 +175,7 @@ def test_a_search_without_vectors_is_refused(embedded: Path, provider: Any) -> N
         ({"key": 99}, "no row has the key 99"),
         ({"key": 5}, "has no vector"),
         ({"key": (1, 2)}, "the key is"),
-        ({"key": 1, "column": "vectr"}, "vectr is no column of vectors; did you mean vector?"),
+        ({"key": 1, "column": "vectr"}, "vectr is not a column of vectors; did you mean vector?"),
     ):
         with pytest.raises(JobError, match=result):
             tables.nearest(**arguments)
@@ -201,7 +201,7 @@ def test_two_results_are_laid_side_by_side_by_their_key(workspace: Any, provider
     assert report.agreement.rows() == [("answer", 3, 2, pytest.approx(2 / 3))]
     assert report.differing.rows(named=True) == [{"id": 3, "text": "text 3", "answer_a": "TEXT 3", "answer_b": "ELSE"}]
     assert (report.only_a, report.only_b) == (1, 0)
-    with pytest.raises(JobError, match="text is no output of both; both have answer"):
+    with pytest.raises(JobError, match="text is not an output of both; both have answer"):
         compare(read_results(first), read_results(second), ["text"])
 
 

@@ -40,8 +40,8 @@ def test_the_columns_of_a_predicate_are_found_whatever_their_case(sql: str, colu
     [
         ("idd > 3", "no column idd here; did you mean id?"),
         ("id > 1); select (1", "is more than one expression; write one, e.g. length(body) > 20"),
-        ("id in (select 1)", "holds a query; an expression is about one row; use `sql:` as the source"),
-        ("columns(*) > 1", "holds a star; name the columns"),
+        ("id in (select 1)", "contains a query; an expression is about one row; use `sql:` as the source"),
+        ("columns(*) > 1", "contains *; name the columns"),
     ],
 )
 def test_anything_but_one_expression_over_the_columns_is_an_error(sql: str, message: str) -> None:

@@ -11,8 +11,8 @@ ONE_ERROR = [
     ("retry:", "retries:", "46: retries: no such key; did you mean retry?"),
     ("key: ticket_id", "kye: ticket_id", "6: source.kye: no such key; did you mean key?"),
     ("parquet: data/tickets/*.parquet", "parqet: x", "5: source.parqet: no such key; did you mean parquet?"),
-    ("parquet: out/tickets", "folder: out", "33: sink: names no kind; write exactly one of {sinks}"),
-    ("parquet: data/tickets/*.parquet", "", "4: source: names no kind; write exactly one of {sources}"),
+    ("parquet: out/tickets", "folder: out", "33: sink: has no kind; write exactly one of {sinks}"),
+    ("parquet: data/tickets/*.parquet", "", "4: source: has no kind; write exactly one of {sources}"),
     (
         "parquet: data/tickets/*.parquet",
         "csv: x.csv\n  parquet: y",
@@ -172,7 +172,7 @@ ONE_ERROR += [
             "messages": "Rowmill sets this key itself; write messages: at the step",
             "model": "Rowmill sets this key itself; write model: at the step",
             "stream": "Rowmill sets this key itself; write stream: at the step",
-            "max_tokens": "is in params as well; leave out one of both",
+            "max_tokens": "is in params as well; leave out one of them",
             "response_format": "a typed output sets it; leave it out",
             "n": "it determines the columns; write it below params",
         }.items()

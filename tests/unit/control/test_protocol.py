@@ -28,7 +28,7 @@ def test_a_reply_is_read_as_it_was_written(reply: ControlReply) -> None:
         (b"[]\n", "control: no such command; send one of state, pause, resume, drain, set"),
         (b'{"command": "stop"}\n', "control: no such command; "),
         (b'{"command": {}}\n', "control: no such command; "),
-        (b'{"command": "set", "values": null}\n', "control: values is no object; "),
+        (b'{"command": "set", "values": null}\n', "control: values is not an object; "),
         (b"[" * 60_000 + b"\n", "control: a line that is not JSON; "),
     ],
 )

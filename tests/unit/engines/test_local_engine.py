@@ -18,7 +18,7 @@ def test_a_missing_ray_package_is_reported_with_the_command_to_install_it(
 @pytest.mark.parametrize(
     ("blocks", "address", "message"),
     [
-        ({"delivery": "batch"}, "", "batches need no workers; run with --engine local"),
+        ({"delivery": "batch"}, "", "batches do not need workers; run with --engine local"),
         ({}, "ray://somewhere:10001", "RAY_ADDRESS: is the address of a Ray Client server"),
     ],
 )

@@ -205,7 +205,7 @@ async def test_answers_wait_for_space_on_a_full_disk_and_nothing_is_sent_meanwhi
     await add_pending(ledger, route_id)
     assert messages == [
         f"{tmp_path}: disk full: 409.6 kB left, the answers of 8 requests in flight may need 512.2 kB; "
-        "make room and run again, it goes on where it stopped"
+        "make room and run again to continue"
     ]
     ledger.close()
 

@@ -122,7 +122,7 @@ async def test_a_mistake_raises_one_line_and_a_held_lock_locked(workspace: Any, 
             "steps.answer.modell: no such key; did you mean model?",
         ),
         (JOB, frame(1).with_columns(_key=1), "rows: has a column _key, a name that Rowmill reserves; rename it"),
-        (JOB, [1], "rows: found list, which is no table"),
+        (JOB, [1], "rows: found list, which is not a table"),
     ]:
         with pytest.raises(JobError) as caught:
             await run(values, rows=rows, workspace=folder)

@@ -60,8 +60,11 @@ async def test_row_groups_are_small_and_the_index_of_pandas_is_no_column(tmp_pat
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"id": 1}], "rows: found list, which is no table; pass a polars or pandas frame, an Arrow table or a DuckDB"),
-        (pl.Series([1]), "rows: found Series, which is no table; pass a polars or pandas frame"),
+        (
+            [{"id": 1}],
+            "rows: found list, which is not a table; pass a polars or pandas frame, an Arrow table or a DuckDB",
+        ),
+        (pl.Series([1]), "rows: found Series, which is not a table; pass a polars or pandas frame"),
         (pd.DataFrame({0: [1]}), "rows: the name of a column is 0, not text; rename it"),
         (pd.DataFrame([[1, 2]], columns=["a", "a"]), "rows: two columns are named a; rename one of them"),
         (

@@ -78,7 +78,7 @@ def test_no_rows_have_no_failures(make_checks: MakeChecks) -> None:
         ("urgency > 1, true", "steps.label.check.1: "),
         ("length(body)", "steps.label.check.1: its type is BIGINT; write a condition"),
         ("urgency > 1; select 1", "steps.label.check.1: "),
-        ("urgency in (select 1)", "steps.label.check.1: holds a query"),
+        ("urgency in (select 1)", "steps.label.check.1: contains a query"),
         ("list_contains(body, 1)", "steps.label.check.1: "),
     ],
 )

@@ -102,7 +102,7 @@ def test_errors_in_objects_name_their_urls(put: Any, bucket: str, tmp_path: Path
     broken = put("p.parquet", b"PAR1 is not all")
     with pytest.raises(DataError, match=r"^s3://.*p\.parquet: cannot be read as Parquet"):
         rows(tmp_path, "parquet", parquet=broken, key="id")
-    with pytest.raises(DataError, match=r"^source\.parquet: s3://.*/none: no object is there; check the URL$"):
+    with pytest.raises(DataError, match=r"^source\.parquet: s3://.*/none: no such object; check the URL$"):
         rows(tmp_path, "parquet", parquet=f"{bucket}/none", key="id")
     with pytest.raises(JobError, match=r"hdfs:// is not known"):
         rows(tmp_path, "parquet", parquet="hdfs://x/y", key="id")

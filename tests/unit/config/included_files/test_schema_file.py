@@ -80,7 +80,11 @@ def test_a_schema_in_a_file_is_the_same_step_as_its_outputs_inline(
             "jobs/x.yaml:8: steps.label.output_schema: schemas/no.json: no such",
         ),
         ("schemas/ticket.json", "[a]", "jobs/x.yaml:8: steps.label.output_schema: found a list, expected text"),
-        ("model: m", "model: m\n    output: x", "jobs/x.yaml:9: steps.label.output_schema: takes the place of output"),
+        (
+            "model: m",
+            "model: m\n    output: x",
+            "jobs/x.yaml:9: steps.label.output_schema: cannot be combined with output",
+        ),
     ],
     ids=["missing", "list", "both"],
 )
@@ -109,7 +113,7 @@ BOMB = {
         ({"oneOf": [], "properties": {"a": {}}}, "s.json:1: oneOf: applies to the answer as a whole, not to one col"),
         (
             {"$ref": "#/$defs/no", "$defs": {"now": {}}},
-            "s.json:1: $ref: #/$defs/no names nothing in this file; did you",
+            "s.json:1: $ref: #/$defs/no does not exist in this file; did you",
         ),
         ({"properties": {"a": {"$ref": "b.json"}}}, "s.json:1: properties.a.$ref: b.json is in another file; move it"),
         (

@@ -37,7 +37,7 @@ def test_every_key_of_a_provider_is_read() -> None:
     ("keys", "message"),
     [
         ({"api_key_env": "K", "api_key_command": "x"}, "cannot be combined with api_key_env; keep one of them"),
-        ({"api_key_ttl": "45m"}, "is of no use without api_key_command; leave it out"),
+        ({"api_key_ttl": "45m"}, "has no effect without api_key_command; leave it out"),
         ({"api_key_command": "x", "api_key_ttl": "45"}, 'found "45", not a time; write e.g. 45m, with s, m, h or d'),
         ({"api_key_header": "a b"}, "not the name of a header; write e.g. api_key_header: api-key"),
         ({"api_key_header": "Host"}, "is set for each request and cannot be changed"),

@@ -102,7 +102,7 @@ def test_a_provider_that_asks_to_wait_for_too_long_stops_the_run() -> None:
     decision = decide(error_of("server"), attempt_of(retry_after=1000.0), LIMITS, 1.0)
     assert decision.stop_reason == (
         f"server: test asks to come back in 1000 s, at {local(1000.0)}; last: why; "
-        "run again when it is back, it goes on where it stopped"
+        "run again when it is back to continue"
     )
 
 
@@ -117,7 +117,7 @@ def test_a_pool_stops_the_run_only_if_all_of_its_members_are_silent_or_pause() -
     decision = decide(error_of("server"), attempt_of(provider=silent, providers=[silent, paused]), LIMITS, 1.0)
     assert decision.stop_reason == (
         f"server: test has answered nothing for 950 s, other asks to come back in 2000 s, at {local(2000.0)}; "
-        "last: why; run again when it is back, it goes on where it stopped"
+        "last: why; run again when it is back to continue"
     )
     decision = decide(error_of("server"), attempt_of(provider=silent, providers=[silent, HEALTHY]), LIMITS, 1.0)
     assert decision == RETRY_AT_ONCE
