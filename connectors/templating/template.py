@@ -148,9 +148,9 @@ class Template:
                 parts += value, following
             text = "".join(parts)
         else:
-            values = {name: template_value(row[name]) for name in self._variables}
+            values = {name: _expression_value(row[name]) for name in self._variables}
             if self._row_columns:
-                values["row"] = {name: template_value(row[name]) for name in self._row_columns}
+                values["row"] = {name: _expression_value(row[name]) for name in self._row_columns}
             if self._printed_columns:
                 values[_PRINTED] = {name: printed_value(row, name) for name in self._printed_columns}
             try:
@@ -339,6 +339,13 @@ def _truncate(text: str, length: int = 255, killwords: bool = False, end: str = 
 
 def _count_words(text: str) -> int:
     return len(re.findall(r"\w+", str(text)))
+
+
+def _expression_value(value: Any) -> Any:
+    """Return a column's value as expressions see it: a decimal is a number, which has all its digits when printed."""
+    if isinstance(value, decimal.Decimal):
+        return int(value) if value.as_tuple().exponent == 0 else float(value)
+    return template_value(value)
 
 
 def template_value(value: Any) -> Any:

@@ -105,7 +105,7 @@ def test_messages_and_calls_of_json_lines_keep_the_form_that_their_row_has(
     )
     assert cli.run(job)["rows_ok"] == 2
     sent = [body["messages"] for _, body in provider.seen]
-    assert [each[0]["content"] for each in sent if len(each) == 1] == ["a", parts]
+    assert sorted((each[0]["content"] for each in sent if len(each) == 1), key=str) == [parts, "a"]
     arguments = [each[1]["tool_calls"][0]["function"]["arguments"] for each in sent if len(each) > 1]
     assert sorted(arguments) == ['{"x":1}', '{"y":2}']
 

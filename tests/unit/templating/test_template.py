@@ -52,6 +52,14 @@ def test_a_value_has_one_text_in_every_template(value: Any, text: str, source: s
     assert Template(source, WHERE).render({"value": value}) == text
 
 
+@pytest.mark.parametrize("name", ["price", "row['price']"])
+def test_a_decimal_is_a_number_in_expressions_and_printed_with_all_its_digits(name: str) -> None:
+    template = Template(f"{{{{ {name} }}}} {{% if {name} > 50 %}}much{{% endif %}} {{{{ {name} * 2 }}}}", WHERE)
+    assert template.render({"price": decimal.Decimal("9.50")}) == "9.50  19.0"
+    assert template.render({"price": decimal.Decimal("100.250")}) == "100.250 much 200.5"
+    assert template.render({"price": decimal.Decimal(10**20)}) == f"{10**20} much {2 * 10**20}"
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
