@@ -37,6 +37,13 @@ POSITION = "_rowmill_place"
 """Column of the scratch files with a row's position: file number * 2**40 + line."""
 OTHER_DELIMITERS = {";": ";", "\t": "\\t", "|": "|"}
 """Those that a header without a comma may have been written with -> as a job file writes them."""
+WIDER_TYPES = {
+    **dict.fromkeys(("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT"), "DECIMAL(38,18)"),
+    **dict.fromkeys(("UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT"), "DECIMAL(38,18)"),
+    "DATE": "TIMESTAMP",
+    **dict.fromkeys(("TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS"), "TIMESTAMP WITH TIME ZONE"),
+}
+"""Declared type -> a type that has what a cast to it would round or drop."""
 MAX_BATCH_ROWS = 8192
 MAX_BATCH_CHARACTERS = 16 << 20
 MAX_LINE_CHARACTERS = 200
@@ -105,19 +112,18 @@ class CsvSource(FilesModel):
         if not texts.parts:
             return empty_source(files[0], facts.columns_file, warnings)
         relation, rejected = f"read_parquet({literal_list(map(literal_path, texts.parts))})", texts.rejected
-        self._check_types(connection, texts.names)
-        mismatch = " or ".join(
-            f"({identifier(name)} is not null and try_cast({identifier(name)} as {kind}) is null)"
-            for name, kind in self.types.items()
-        )
-        if mismatch:
-            selected = identifier_list([*texts.names, POSITION])
-            rejected += self._mismatches(connection, f"select {selected} from {relation} where {mismatch}", files)
-            relation = f"(select * from {relation} where not ({mismatch}))"
+        kinds = self._checked_types(connection, texts.names)
+        mismatches = {name: _mismatch(identifier(name), kind) for name, kind in kinds.items()}
+        if mismatches:
+            selected = f"{identifier_list([*texts.names, POSITION])}, [{', '.join(mismatches.values())}]"
+            mismatch = " or ".join(mismatches.values())
+            found = list(self._mismatches(connection, f"select {selected} from {relation} where {mismatch}", files))
+            rejected += found
+            relation = f"(select * from {relation} where not ({mismatch}))" if found else relation
         rejected.sort()
         if rejected and self.rejects == "fail":
             raise _rejected_lines(rejected)
-        columns = self._columns(connection, texts, [copies.urls.get(file, file) for file in files], facts)
+        columns = self._columns(kinds, texts, [copies.urls.get(file, file) for file in files], facts)
         has_several = len(files) > 1
         return OpenedSource(
             relation,
@@ -132,15 +138,15 @@ class CsvSource(FilesModel):
 
     def _columns(
         self,
-        connection: duckdb.DuckDBPyConnection,
+        declared: Mapping[str, str],
         texts: "CsvTexts",
         files: Sequence[Path | str],
         facts: SourceContext,
     ) -> dict[str, SourceColumn]:
         columns: dict[str, SourceColumn] = {}
         for name, guess in zip(texts.names, texts.guesses, strict=True):
-            if name in self.types:
-                kind = str(connection.sql(f"select cast(null as {self.types[name]})").types[0])
+            if name in declared:
+                kind = declared[name]
                 columns[name] = SourceColumn(f"cast({identifier(name)} as {kind})", kind)
             else:
                 columns[name] = text_column(identifier(name), guess.kind, facts.known_types.get(name))
@@ -203,34 +209,33 @@ class CsvSource(FilesModel):
                 positions = pa.array([start + record.line for record in batch], pa.int64())
                 writer.write_table(pa.table([*arrays, positions], schema=schema))
 
-    def _check_types(self, connection: duckdb.DuckDBPyConnection, names: Sequence[str]) -> None:
+    def _checked_types(self, connection: duckdb.DuckDBPyConnection, names: Sequence[str]) -> dict[str, str]:
+        """Return the declared types as DuckDB calls them."""
+        kinds: dict[str, str] = {}
         for name, kind in self.types.items():
             if name not in names:
                 raise JobError(("source", "types", name), "no such column", did_you_mean(name, names))
             try:
                 if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_ ]*(\([0-9]+(, ?[0-9]+)?\))?(\[[0-9]*\])*", kind) is None:
                     raise duckdb.ParserException(kind)
-                connection.execute(f"select cast(null as {kind})")
+                kinds[name] = str(connection.sql(f"select cast(null as {kind})").types[0])
             except duckdb.Error as exc:
                 raise JobError(
                     ("source", "types", name),
                     f"{kind} is not a type",
                     "write one of DuckDB's, such as VARCHAR or DECIMAL(10, 2)",
                 ) from exc
+        return kinds
 
     def _mismatches(
         self, connection: duckdb.DuckDBPyConnection, query: str, files: Sequence[Path]
     ) -> Iterator[RejectedLine]:
-        """Yield the rows with a value that does not have the type declared for its column."""
+        """Yield the rows with a value that does not fit the type declared for its column."""
         cursor = connection.execute(query)
-        names = [column[0] for column in cursor.description or ()][:-1]
-        for *values, position in cursor.fetchall():
+        names = [column[0] for column in cursor.description or ()][:-2]
+        for *values, position, are_wrong in cursor.fetchall():
             row = dict(zip(names, values, strict=True))
-            mismatching = [
-                name
-                for name in self.types
-                if row[name] is not None and not _has_type(connection, row[name], self.types[name])
-            ]
+            mismatching = [name for name, is_wrong in zip(self.types, are_wrong, strict=True) if is_wrong]
             line = io.StringIO()
             csv.writer(line, delimiter=self.delimiter, lineterminator="", escapechar="\\").writerow(values)
             message = ", ".join(
@@ -279,8 +284,19 @@ def _batch(rows: Iterator[CsvRecord]) -> list[CsvRecord]:
     return batch
 
 
-def _has_type(connection: duckdb.DuckDBPyConnection, value: str, kind: str) -> bool:
-    return connection.execute(f"select try_cast(? as {kind}) is not null", [value]).fetchone() == (True,)
+def _mismatch(text: str, kind: str) -> str:
+    """SQL condition: a text (SQL) has no value of the type, or one with fewer digits, a lost time or a lost zone."""
+    value = f"try_cast({text} as {kind})"
+    decimal = re.fullmatch(r"DECIMAL\(([0-9]+),([0-9]+)\)", kind)
+    wider = WIDER_TYPES.get(kind)
+    if decimal is not None:
+        wider = f"DECIMAL(38,{38 - int(decimal[1]) + int(decimal[2])})"
+    changed = "false"
+    if wider is not None:
+        changed = f"coalesce(try_cast({text} as {wider}) <> try_cast({value} as {wider}), false)"
+    elif kind in ("FLOAT", "DOUBLE"):
+        changed = f"(coalesce(isinf({value}), false) and not contains(lower({text}), 'inf'))"
+    return f"({text} is not null and ({value} is null or {changed}))"
 
 
 def _header(file: Path, record: CsvRecord) -> tuple[str, ...]:

@@ -35,3 +35,28 @@ def test_the_first_line_that_cannot_be_read_is_shown_with_the_number_of_others(
     with pytest.raises(DataError) as caught:
         read_source("csv", "rows.csv")
     assert caught.value.found == f"1 values, but the first line has 2{counted}: 1"
+
+
+CHANGED_BY_A_CAST = {
+    "INTEGER": ("1.0", "1.9"),
+    "UBIGINT": ("18446744073709551615", "1e-3"),
+    "DECIMAL(10,2)": ("1.230", "1.239"),
+    "DECIMAL(38,1)": ("1.5", "soon"),
+    "DOUBLE": ("-inf", "1e400"),
+    "DATE": ("1969-12-31 00:00", "1969-12-31 10:00"),
+    "TIMESTAMP": ("2020-01-01T10:00:00Z", "2020-01-01T10:00:00+02:00"),
+    "TIMESTAMP_S": ("2020-01-01 10:00:00", "2020-01-01 10:00:00.5"),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGED_BY_A_CAST)
+def test_a_value_that_its_declared_type_would_change_is_rejected(
+    tmp_path: Path, read_source: ReadSourceFixture, kind: str
+) -> None:
+    fitting, changed = CHANGED_BY_A_CAST[kind]
+    (tmp_path / "rows.csv").write_text(f"value,other\n{fitting},1\n,2\n")
+    assert [row[1] for row in read_source("csv", "rows.csv", types={"value": kind}).rows] == [1, 2]
+    (tmp_path / "rows.csv").write_text(f"value,other\n{fitting},1\n{changed},2\n")
+    with pytest.raises(DataError) as caught:
+        read_source("csv", "rows.csv", types={"value": kind, "other": "INTEGER"})
+    assert caught.value.found == f"value: '{changed}' is not {kind}: {changed},2"
