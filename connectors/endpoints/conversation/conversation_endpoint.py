@@ -19,6 +19,7 @@ from connectors.endpoints.conversation.packed_conversation import (
     PackedAnswer,
     PackedConversation,
     PackOptions,
+    PackTokens,
     check_packable,
 )
 from connectors.endpoints.conversation.structured_modes import STRUCTURED_MODES, StructuredMode, next_mode
@@ -232,11 +233,13 @@ class ConversationEndpoint(BaseEndpoint):
             self.typed_properties,
             mode,
             SCHEMA_PROMPT,
-            self._tokenizer_model,
-            self._model_output_tokens,
-            self._fixed_tokens + chat_tokens([*before, {"role": "user", "content": ""}], self._tokenizer_model),
-            self._sent_model,
-            smallest_output(self._sent_models),
+            PackTokens(
+                self._tokenizer_model,
+                self._sent_model,
+                self._fixed_tokens + chat_tokens([*before, {"role": "user", "content": ""}], self._tokenizer_model),
+                self._model_output_tokens,
+                smallest_output(self._sent_models),
+            ),
         )
 
     @property

@@ -1,14 +1,15 @@
-"""Several rows of a step in one conversation: which rows share a request, its body, and the answers in its reply."""
+"""Packs of a step: which rows share a request, its body, and the answers in its reply."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Protocol
 
 import orjson
+from msgspec import Struct
 from pydantic import Field
 
 from connectors.contracts import FrozenModel
-from connectors.endpoints.conversation.packed_requests import (
+from connectors.endpoints.conversation.pack_format import (
     packed_content,
     packed_output_tokens,
     packed_schema,
@@ -76,6 +77,21 @@ class PackedWireFormat(Protocol):
     def answer_body(self, text: str, model: str | None) -> dict[str, Any]: ...
 
 
+class PackTokens(Struct, frozen=True):
+    """Token counts and limits of the model of a step."""
+
+    tokenizer_model: str | None
+    """Counts tokens; None: a rough estimate."""
+    sent_model: str
+    """Counts the tokens of rows if a rough estimate does not show that they fit."""
+    in_single_request: int
+    """Input tokens of a single request without the row's text."""
+    max_output: int | None
+    """The most that the model can answer; None: unknown."""
+    max_output_of_all: int | None
+    """The most that every model of the step can answer; None: unknown."""
+
+
 class PackedConversation:
     """The packed form of one step's requests: pure functions from single requests to a packed one and back."""
 
@@ -89,11 +105,7 @@ class PackedConversation:
         properties: Mapping[str, Any] | None,
         mode: StructuredMode,
         schema_prompt: str,
-        tokenizer_model: str | None,
-        model_output_tokens: int | None,
-        single_tokens: int,
-        sent_model: str,
-        pack_output_tokens: int | None,
+        tokens: PackTokens,
     ) -> None:
         """Make the packed form.
 
@@ -104,29 +116,20 @@ class PackedConversation:
             properties: those of a typed answer; None: an answer is a text.
             mode: how the schema is requested.
             schema_prompt: the instruction that shows a schema (`{schema}`) in the modes without one.
-            tokenizer_model: counts tokens; None: a rough estimate.
-            model_output_tokens: the most that the model can answer; None: unknown.
-            single_tokens: input tokens of a single request without the row's text.
-            sent_model: counts the tokens of rows if a rough estimate does not show that they fit.
-            pack_output_tokens: the most that every model of the step can answer; None: unknown.
         """
         self.options = options
         self.schema = packed_schema(properties)
         self._wire_format = wire_format
         self._is_typed = properties is not None
-        self._tokenizer_model = tokenizer_model
-        self._model_output_tokens = model_output_tokens
-        self._single_tokens = single_tokens
-        self._sent_model = sent_model
-        self._pack_output_tokens = pack_output_tokens
+        self._tokens = tokens
         instruction = [] if mode.way == "schema" else [_instruction(schema_prompt, self.schema)]
         self._constants = [*instruction, *constants]
         self._fixed = wire_format.with_schema(fixed, mode.way, name, mode.reduce(self.schema))
         self._own_output_tokens = [
-            tokens for key in wire_format.max_token_params if isinstance(tokens := self._fixed.get(key), int)
+            limit for key in wire_format.max_token_params if isinstance(limit := self._fixed.get(key), int)
         ]
         schema_tokens = sum(
-            count_tokens(orjson.dumps(self._fixed[key]).decode(), tokenizer_model)
+            count_tokens(orjson.dumps(self._fixed[key]).decode(), tokens.tokenizer_model)
             for key in ("response_format", "text")
             if self._fixed.get(key)
         )
@@ -134,7 +137,7 @@ class PackedConversation:
         """What the bodies of all rows begin and end with, the quotes of the text included; None before the first."""
         self._around_answer: tuple[str | None, bytes, bytes] | None = None
         """Model, and what the bodies of its answers begin and end with."""
-        self._constant_tokens = schema_tokens + chat_tokens(self._constants, tokenizer_model)
+        self._constant_tokens = schema_tokens + chat_tokens(self._constants, tokens.tokenizer_model)
 
     def groups(self, requests: Sequence[Request], rows: int) -> Iterator[tuple[Request, ...]]:
         """Yield requests that share one, in their order: at most `rows`, and as many as tokens and the model allow.
@@ -163,20 +166,20 @@ class PackedConversation:
 
     def _row_tokens(self, request: Request, is_rough: bool) -> int:
         """Return the tokens of a row's text; `is_rough`: the most that they can be, if they were not counted."""
-        tokens = max(0, request.input_tokens - self._single_tokens)
-        if self._tokenizer_model is not None:
+        tokens = max(0, request.input_tokens - self._tokens.in_single_request)
+        if self._tokens.tokenizer_model is not None:
             return tokens
         if is_rough:
             # The estimate has a token for four bytes, and no token is shorter than a byte.
             return 4 * tokens
         (text,) = self._row_texts([request])
-        return count_tokens(orjson.loads(text), self._sent_model)
+        return count_tokens(orjson.loads(text), self._tokens.sent_model)
 
     def _max_rows(self, rows: int) -> int:
         """Return how many rows may share a request, `rows` at most: every model must be able to answer them all."""
-        if self._pack_output_tokens is None or not self._own_output_tokens:
+        if self._tokens.max_output_of_all is None or not self._own_output_tokens:
             return rows
-        own, limit = max(self._own_output_tokens), self._pack_output_tokens
+        own, limit = max(self._own_output_tokens), self._tokens.max_output_of_all
         return next((size for size in range(rows, 1, -1) if packed_output_tokens(own, size) <= limit), 1)
 
     def request(self, group: Sequence[Request]) -> Request:
@@ -188,8 +191,8 @@ class PackedConversation:
             if isinstance(tokens := body.get(name), int):
                 body[name] = packed_output_tokens(tokens, len(group))
         own = min(self._own_output_tokens, default=None)
-        bound = self._model_output_tokens if own is None else packed_output_tokens(own, len(group))
-        input_tokens = self._constant_tokens + chat_tokens(messages[-1:], self._tokenizer_model)
+        bound = self._tokens.max_output if own is None else packed_output_tokens(own, len(group))
+        input_tokens = self._constant_tokens + chat_tokens(messages[-1:], self._tokens.tokenizer_model)
         return Request(b"", compact_copy(orjson.dumps(body)), input_tokens, bound)
 
     def answers(

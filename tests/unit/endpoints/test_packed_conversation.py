@@ -10,8 +10,8 @@ from msgspec.structs import replace
 from connectors.endpoints.chat import ChatCompletionsFormat
 from connectors.endpoints.conversation.openai_responses import OpenAIResponsesFormat
 from connectors.endpoints.conversation.output_columns import ReplyChoice
-from connectors.endpoints.conversation.packed_conversation import PackedConversation, PackOptions
-from connectors.endpoints.conversation.packed_requests import packed_output_tokens, packed_schema, row_ids
+from connectors.endpoints.conversation.pack_format import packed_output_tokens, packed_schema, row_ids
+from connectors.endpoints.conversation.packed_conversation import PackedConversation, PackOptions, PackTokens
 from connectors.endpoints.conversation.reference_responses import ReferenceResponsesFormat
 from connectors.endpoints.conversation.structured_modes import StructuredMode
 from connectors.records import Request, RowError
@@ -31,11 +31,7 @@ def packed(mode: str = "schema", model_output_tokens: int | None = None, **optio
         TOPIC,
         StructuredMode(mode),
         "Fit this: {schema}",
-        None,
-        model_output_tokens,
-        single_tokens=10,
-        sent_model="gpt-4o",
-        pack_output_tokens=model_output_tokens,
+        PackTokens(None, "gpt-4o", 10, model_output_tokens, model_output_tokens),
     )
 
 
@@ -138,7 +134,7 @@ def test_an_answer_is_read_as_its_reply_would_be(form: Any) -> None:
 def test_responses_are_packed_in_their_own_format() -> None:
     form = PackedConversation(
         PackOptions(), OpenAIResponsesFormat(True), [], {"model": "m", "max_output_tokens": 50}, "s", None,
-        StructuredMode("schema"), "", None, None, single_tokens=3, sent_model="gpt-4o", pack_output_tokens=None,
+        StructuredMode("schema"), "", PackTokens(None, "gpt-4o", 3, None, None),
     )  # fmt: skip
     requests = [
         Request(bytes([n]) * 16, orjson.dumps({"model": "m", "input": f"text {n}"}), 8, 50, (str(n),)) for n in (1, 2)

@@ -1,4 +1,4 @@
-"""Packed requests: ids, the packed message and schema, and the matching of answers to rows."""
+"""The format of packs: ids, the packed message and schema, and the matching of answers to rows."""
 
 import json
 import random
@@ -8,7 +8,7 @@ import orjson
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connectors.endpoints.conversation.packed_requests import (
+from connectors.endpoints.conversation.pack_format import (
     ID_ALPHABET,
     MAX_ID_CHARACTERS,
     MAX_LISTS,

@@ -1,4 +1,4 @@
-"""Packed requests: several rows in one conversation, and their answers found in its reply by id."""
+"""The format of packs: one message with an id for each row, the schema of their answers, and answers found by id."""
 
 import json
 import re
