@@ -29,6 +29,9 @@ LONGEST_HOLD = (30.0, 500.0, 300.0)
 TRIAL_RATE = 0.75
 """At this share of the rate at which a series of decreases began, its effect on the refusals is judged."""
 
+LOWEST_TRIAL_RATE = 0.25
+"""Share of that rate at which it is judged, as long as the refusals stay the same."""
+
 MIN_TRIAL_REQUESTS = 60
 
 MIN_TRIAL_REFUSALS = 3
@@ -42,6 +45,11 @@ BLOCKED_SECONDS = 2.0
 """So long without an answer, a limit is counted over a minute rather than a second."""
 
 MINUTE = 60.0
+
+MEASURED_SECONDS = (2.0, 6.0, 20.0, MINUTE)
+"""The time over which throughput is measured: as short as shows MIN_MEASURED_REQUESTS."""
+
+MIN_MEASURED_REQUESTS = 10
 
 
 class LearnedRate(Struct, frozen=True):
@@ -166,7 +174,8 @@ class AdaptiveRate:
         elif rate is not None:
             ceiling = min(rate, throughput)
             # A process with a small share of the key has seen little.
-            self._set(now, max(MAX_DECREASE_FACTOR**self.share * rate, DECREASE_FACTOR * ceiling), ceiling)
+            lowest = max(MAX_DECREASE_FACTOR**self.share * rate, self._lowest_trial_rate())
+            self._set(now, max(lowest, DECREASE_FACTOR * ceiling), ceiling)
         elif throughput > 0:
             self._set(now, DECREASE_FACTOR * throughput, throughput)
 
@@ -237,6 +246,15 @@ class AdaptiveRate:
         self._background = max((refused + sqrt(refused)) / sent, min(share_before, 2 * refused / sent))
         return True
 
+    def _lowest_trial_rate(self) -> float:
+        """Return the rate below which nothing is tried before the series is judged: there it would take too long.
+
+        0 if refusals become fewer with the rate, or are most of all.
+        """
+        (sent, refused), share_before = self._trial, self._before[1] / max(1.0, self._before[0])
+        is_most = max(share_before, refused / max(1.0, sent)) > 0.5
+        return 0.0 if is_most or refused + 1 < 0.8 * share_before * sent else LOWEST_TRIAL_RATE * self._series_rate
+
     def _restore(self, now: float) -> None:
         """Return to the rate at which the series began."""
         self._background_until = now + self._background_seconds
@@ -266,7 +284,14 @@ class AdaptiveRate:
             return self._window.passed(since) / min(MINUTE, max(now - since, 0.5))
         if self._empty_at is not None and 0.5 < self._refused_at - self._empty_at[0] <= 5.0:
             # The provider's bucket was empty both times: what passed in between is its exact rate.
-            return max(0.0, self._passed - self._empty_at[1]) / (self._refused_at - self._empty_at[0])
+            passed = self._passed - self._empty_at[1]
+            if passed >= MIN_MEASURED_REQUESTS:
+                return passed / (self._refused_at - self._empty_at[0])
         # A bucket may have held a second's worth.
-        span = min(2.0, max(1.0, self._refused_at - max(self._decreased_at, self._started_at)))
-        return self._window.passed(self._refused_at - span) / span
+        held = max(1.0, self._refused_at - max(self._decreased_at, self._started_at))
+        for span in MEASURED_SECONDS:
+            span = min(span, held)
+            passed = self._window.passed(self._refused_at - span)
+            if passed >= MIN_MEASURED_REQUESTS:
+                break
+        return passed / span

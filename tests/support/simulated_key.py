@@ -135,11 +135,12 @@ def simulate(
     changes: tuple[tuple[float, Callable[[SimulatedKey], None]], ...] = (),
     others: float = 0.0,
     share: float = 1.0,
+    answer_seconds: tuple[float, float] = (0.1, 0.3),
 ) -> Traffic:
     """Let so many senders call as fast as their limiter permits.
 
     `configured`: limits of requests and tokens a minute; `estimate`: tokens reserved for a request; `others`: requests
-    a second of another program; `share`: of the key's limit, what this process has.
+    a second of another program; `share`: of the key's limit, what this process has; `answer_seconds`: from, to.
     """
 
     async def run(now: Callable[[], float]) -> Traffic:
@@ -157,7 +158,7 @@ def simulate(
                 wait = key.wait(now(), tokens)
                 at, limit, left = now() - start, key.limit, key.remaining
                 if not wait:
-                    await asyncio.sleep(rng.uniform(0.1, 0.3))
+                    await asyncio.sleep(rng.uniform(*answer_seconds))
                 if headers:
                     limits, lefts = ((limit, None), (left, None)) if key.requests else ((None, limit), (None, left))
                     limiter.update_from_headers(limits, lefts)
