@@ -262,54 +262,55 @@ class RowSelection(Struct):
             self._kept, self._kept_per_row = (), 1
         if sink is None:
             return
-        names = self.key_schema.names
-        failure = failure_names(names)
         with scratch_connection(self.reader.scratch) as db:
             sink.attach(db)
-            found = db.execute(f"select distinct _part from {sink.results_sql()} order by 1").fetchall()
-            # An empty list would have no type.
-            self._parts = [str(part) for (part,) in found] or [""]
-            parts = literal_list(self._parts)
-            numbers_of = partial(stored_fingerprint, is_versioned=self.fingerprints.is_versioned)
-            self._has_whole_number_key = self._is_whole_number_key(db.sql(f"from {sink.results_sql()} limit 0"))
-            for target, source, extra in (
-                (
-                    "seen",
-                    sink.results_sql(),
-                    f"{numbers_of('_row_fingerprint')}, list_position({parts}, _part) as _part",
-                ),
-                (
-                    "failed",
-                    sink.errors_sql(),
-                    f"{numbers_of(identifier(failure['fingerprint']))}, "
-                    f"{identifier(failure['error_class'])} as _class, {identifier(failure['step'])} as _row_step",
-                ),
-            ):
-                key = "" if target == "seen" and self._has_whole_number_key else f"{key_text(names)} as _key, "
-                rows = (
-                    f"select {identifier_list(names)}, {key}{extra} from {source} "
-                    f"where {identifier(names[0])} is not null"
-                )
-                if self.child_index is not None:
-                    rows = _by_source_row(rows, names, target)
-                copied = db.execute(f"copy ({rows}) to {self._copy_target_sql(target)}").fetchone()
-                self._failed_rows = int(copied[0]) if copied else 0
-                self._sink_rows += self._failed_rows
+            self._store_sink_rows(db, sink)
             if self.child_index is not None:
                 self._sink_rows += self._store_childless(childless)
-            nulls = " and ".join(f"{identifier(name)} is null" for name in names)
+            nulls = " and ".join(f"{identifier(name)} is null" for name in self.key_schema.names)
             counted = db.execute(f"select count(*) from {sink.errors_sql()} where {nulls}").fetchone()
             self.rejects_there = int(counted[0]) if counted else 0
             self._store_kept(db, sink)
             sink.detach(db)
-            if not self.reader.key:
-                stored = " union all ".join(f"select _key from {self._stored_table_sql(table)}" for table in _TABLES)
-                old = f"select 1 from ({stored}) where not starts_with(_key, {literal(CONTENT_KEY_PREFIX)}) limit 1"
-                self._has_old_content_keys = bool(db.execute(old).fetchall())
-            names = self.reader.schema.names if self._has_old_content_keys else [*self.fingerprints.used, *self.carried]
-            earlier = " union all ".join(f"select _is_earlier from {self._stored_table_sql(name)}" for name in _TABLES)
-            if self.fingerprints.is_versioned and db.execute(f"from ({earlier}) where _is_earlier limit 1").fetchall():
-                self._earlier_texts = self.reader.earlier_texts(dict.fromkeys(names))
+            self._find_earlier_fingerprints(db)
+
+    def _store_sink_rows(self, db: duckdb.DuckDBPyConnection, sink: Sink) -> None:
+        """Store keys and fingerprints of the sink's results and errors in files."""
+        names = self.key_schema.names
+        failure = failure_names(names)
+        found = db.execute(f"select distinct _part from {sink.results_sql()} order by 1").fetchall()
+        # An empty list would have no type.
+        self._parts = [str(part) for (part,) in found] or [""]
+        parts = literal_list(self._parts)
+        numbers_of = partial(stored_fingerprint, is_versioned=self.fingerprints.is_versioned)
+        self._has_whole_number_key = self._is_whole_number_key(db.sql(f"from {sink.results_sql()} limit 0"))
+        seen = f"{numbers_of('_row_fingerprint')}, list_position({parts}, _part) as _part"
+        failed = (
+            f"{numbers_of(identifier(failure['fingerprint']))}, "
+            f"{identifier(failure['error_class'])} as _class, {identifier(failure['step'])} as _row_step"
+        )
+        for target, source, extra in (("seen", sink.results_sql(), seen), ("failed", sink.errors_sql(), failed)):
+            key = "" if target == "seen" and self._has_whole_number_key else f"{key_text(names)} as _key, "
+            rows = (
+                f"select {identifier_list(names)}, {key}{extra} from {source} where {identifier(names[0])} is not null"
+            )
+            if self.child_index is not None:
+                rows = _by_source_row(rows, names, target)
+            copied = db.execute(f"copy ({rows}) to {self._copy_target_sql(target)}").fetchone()
+            self._failed_rows = int(copied[0]) if copied else 0
+            self._sink_rows += self._failed_rows
+
+    def _find_earlier_fingerprints(self, db: duckdb.DuckDBPyConnection) -> None:
+        """Find out whether the sink has keys or fingerprints that earlier versions wrote."""
+        if not self.reader.key:
+            stored = " union all ".join(f"select _key from {self._stored_table_sql(table)}" for table in _TABLES)
+            old = f"select 1 from ({stored}) where not starts_with(_key, {literal(CONTENT_KEY_PREFIX)}) limit 1"
+            self._has_old_content_keys = bool(db.execute(old).fetchall())
+        every = self.reader.schema.names
+        names = every if self._has_old_content_keys else [*self.fingerprints.used, *self.carried]
+        earlier = " union all ".join(f"select _is_earlier from {self._stored_table_sql(name)}" for name in _TABLES)
+        if self.fingerprints.is_versioned and db.execute(f"from ({earlier}) where _is_earlier limit 1").fetchall():
+            self._earlier_texts = self.reader.earlier_texts(dict.fromkeys(names))
 
     def _is_whole_number_key(self, results: duckdb.DuckDBPyRelation) -> bool:
         """Whether the key is one whole number with the same type in the source as in the sink's results."""
