@@ -12,9 +12,6 @@ from connectors.emulator.store import add_file, delete_file, file_content, find_
 from connectors.emulator.validation import check_body, refuse
 
 PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
-LARGEST = 512 * 1024 * 1024
-"""Maximum size of one file; larger request bodies are rejected while they are read."""
-
 EXPIRY = record("anchor seconds", anchor=enum("created_at"), seconds=integer(3600, 2_592_000))
 
 UPLOAD = RequestSchema(record("purpose", purpose=enum(*PURPOSES), expires_after=EXPIRY))

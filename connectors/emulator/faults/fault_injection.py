@@ -39,12 +39,7 @@ STATUSES: dict[str, tuple[str, str, str | None]] = {
 QUOTA = "You exceeded your current quota, please check your plan and billing details."
 
 FAULTS_BEFORE_ANSWER = frozenset({*STATUSES, *ERROR_REPLIES, "quota", "hang", "dropped", "html", "empty"})
-"""Kinds that need no answer from the endpoint."""
-
-FAULTS_IN_ANSWER = frozenset(
-    {"hang-body", "truncated", "malformed", *ALTERED_ANSWERS, *ALTERED_REPLIES, *ALTERED_PACKS}
-)
-"""Kinds that corrupt the regular answer."""
+"""Kinds that need no answer from the endpoint; all others corrupt its answer."""
 
 KINDS = (
     *STATUSES, "quota", *ERROR_REPLIES, "hang", "hang-body", "truncated", "malformed", "empty", "html", "dropped",
@@ -98,7 +93,7 @@ async def fail_before(kind: str, request: web.Request) -> web.StreamResponse:
 
 
 async def corrupt(kind: str, request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
-    """Produce one of FAULTS_IN_ANSWER on a whole response; `event_stream` does it for streams."""
+    """Corrupt a whole response by a fault that needs one; `event_stream` does it for streams."""
     if not isinstance(response, web.Response) or not isinstance(response.body, bytes):
         return response
     body = response.body
