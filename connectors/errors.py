@@ -10,9 +10,6 @@ from typing import Self
 KeyPath = tuple[str | int, ...]
 """Keys and list indexes (from 0) from the top of a file to a value; a step by its name or its index."""
 
-INTERRUPTED_QUERY = "Query interrupted"
-"""DuckDB's message for a KeyboardInterrupt (Ctrl-C or SIGTERM) during a query."""
-
 
 class RowmillError(Exception):
     """An error that ends the command with `exit_code`; its message is one line, `WHERE: WHAT; WHAT TO DO`."""

@@ -6,17 +6,16 @@ import gc
 import importlib
 import os
 import re
-import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 
 import click
 
-from connectors.errors import INTERRUPTED_QUERY, JobError, RowmillError, did_you_mean, from_duckdb_error, from_os_error
+from connectors.errors import JobError, RowmillError, did_you_mean, from_duckdb_error, from_os_error
 from pipelines.monitoring.json_log import DEFECT_MESSAGE, print_defect, print_problem, wants_json_log
 from pipelines.runtime.child_process import exit_with_parent
 from pipelines.runtime.event_loop import reduce_gc
+from pipelines.runtime.interrupts import interrupts_held, raise_interrupts, was_interrupted
 from pipelines.runtime.standard_streams import lost_output, protect_standard_streams
 
 COMMANDS = {
@@ -58,7 +57,8 @@ class LazyGroup(click.Group):
         module = COMMANDS.get(cmd_name)
         if module is None:
             return None
-        command: click.Command = getattr(importlib.import_module(module), f"{cmd_name}_command")
+        with interrupts_held():
+            command: click.Command = getattr(importlib.import_module(module), f"{cmd_name}_command")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -99,11 +99,17 @@ M_ARENA_MAX = -8
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
+    raise_interrupts()
+    try:
+        _run_and_exit(arguments)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _run_and_exit(arguments: Sequence[str] | None) -> None:
     protect_standard_streams()
     reduce_gc()
     _reduce_memory()
-    signal.signal(signal.SIGTERM, _raise_interrupt)
-    sys.unraisablehook = _exit_on_interrupt
     exit_with_parent()
     code = exit_code_of(arguments)
     if (problem := lost_output()) is not None:
@@ -122,18 +128,6 @@ def _reduce_memory() -> None:
         # So would an arena per thread. musl has neither arenas nor this function.
         with contextlib.suppress(AttributeError):
             ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
-
-
-def _raise_interrupt(number: int, frame: FrameType | None) -> None:
-    """End a command on SIGTERM as on Ctrl-C."""
-    raise KeyboardInterrupt
-
-
-def _exit_on_interrupt(unraisable: "sys.UnraisableHookArgs") -> None:
-    """Exit at once if Ctrl-C arrived where it cannot be raised, such as in a callback from C: a kill is safe."""
-    if isinstance(unraisable.exc_value, KeyboardInterrupt):
-        os._exit(130)
-    sys.__unraisablehook__(unraisable)
 
 
 def exit_code_of(arguments: Sequence[str] | None = None) -> int:
@@ -161,6 +155,8 @@ def exit_code_of(arguments: Sequence[str] | None = None) -> int:
         exc.show()
         return 2
     except RowmillError as exc:
+        if was_interrupted():
+            return 130
         print_problem(str(exc), as_json)
         return exc.exit_code
     except OSError as exc:
@@ -168,7 +164,7 @@ def exit_code_of(arguments: Sequence[str] | None = None) -> int:
         print_problem(str(error), as_json)
         return error.exit_code
     except Exception as exc:  # noqa: BLE001 - printed with its traceback
-        if str(exc) == INTERRUPTED_QUERY:
+        if was_interrupted():
             return 130
         if (database_error := from_duckdb_error(exc)) is not None:
             print_problem(str(database_error), as_json)

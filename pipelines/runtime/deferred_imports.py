@@ -10,17 +10,20 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from pipelines.runtime.interrupts import interrupts_held
+
 
 @contextlib.contextmanager
 def import_phase() -> Iterator[None]:
-    """Import modules without the garbage collector, which would walk their objects again and again.
+    """Import modules without the garbage collector, which would walk their objects again and again, and to the end.
 
     Later collections skip these objects too.
     """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
-        yield
+        with interrupts_held():
+            yield
     finally:
         gc.freeze()
         if was_enabled:

@@ -10,17 +10,11 @@ import click
 import orjson
 
 from connectors.error_classes import FATAL_ERROR_CLASSES, ROW_ERROR_CLASSES, TRANSIENT_ERROR_CLASSES
-from connectors.errors import (
-    INTERRUPTED_QUERY,
-    JobError,
-    RowmillError,
-    did_you_mean,
-    from_duckdb_error,
-    from_os_error,
-)
+from connectors.errors import JobError, RowmillError, did_you_mean, from_duckdb_error, from_os_error
 from pipelines.commands.options import job_argument, job_files, override_options
 from pipelines.config.overrides import NONE, Overrides
 from pipelines.monitoring.json_log import DEFECT_MESSAGE, LogLevel, log_event, print_defect, print_problem
+from pipelines.runtime.interrupts import was_interrupted
 from pipelines.runtime.run_options import FailOn, RunOptions, SchemaChange
 from pipelines.runtime.run_report import RunReport, StoppedBeforeStart
 
@@ -153,7 +147,7 @@ def _reporting_errors(files: Iterable[Path]) -> Iterator[None]:
     try:
         yield
     except RowmillError as exc:
-        for file in files:
+        for file in () if was_interrupted() else files:
             report = RunReport(read_job_name(file), exit_code=exc.exit_code, stopped=str(exc))
             click.echo(orjson.dumps(report.to_json()))
         raise
@@ -256,11 +250,13 @@ def _run_one(job: "GraphJob", options: RunOptions) -> RunReport:
         report = exc.report
         print_here(str(exc))
     except (RowmillError, OSError) as exc:
+        if was_interrupted():
+            raise
         problem = from_os_error(exc) if isinstance(exc, OSError) else exc
         report = RunReport(report.job, exit_code=problem.exit_code, stopped=str(problem))
         print_here(str(problem))
     except Exception as exc:
-        if str(exc) == INTERRUPTED_QUERY:
+        if was_interrupted():
             raise
         if (broken := from_duckdb_error(exc)) is not None:
             report = RunReport(report.job, exit_code=broken.exit_code, stopped=str(broken))

@@ -12,26 +12,42 @@ from typing import Any
 
 import pytest
 
-from pipelines.cli import _raise_interrupt, rowmill
+from connectors.errors import JobError
+from pipelines.cli import rowmill
+from pipelines.runtime import interrupts
 from pipelines.runtime.event_loop import run_loop
+from pipelines.runtime.interrupts import raise_interrupts
 
 
 @pytest.fixture
-def number(request: pytest.FixtureRequest) -> Iterator[int]:
+def number(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """A signal, handled as the command line does."""
-    before = signal.getsignal(signal.SIGTERM)
-    signal.signal(signal.SIGTERM, _raise_interrupt)
+    before = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    monkeypatch.setattr(interrupts, "_was_interrupted", False)
+    raise_interrupts()
     yield request.param
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 both = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], indirect=True, ids=["SIGINT", "SIGTERM"])
 
 
-def test_a_signal_during_a_query_ends_the_command_in_silence(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@both
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("Query interrupted"), JobError("job.yaml", "the schema cannot be read: KeyboardInterrupt", "fix it")],
+    ids=["query", "schema"],
+)
+def test_a_signal_that_a_library_takes_for_an_error_ends_the_command_in_silence(
+    number: int, error: Exception, cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(**_: Any) -> None:
-        # In these words DuckDB tells that a signal's handler raised KeyboardInterrupt while it worked.
-        raise RuntimeError("Query interrupted")
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt as exc:
+            raise error from exc
 
     monkeypatch.setattr(rowmill, "main", interrupted)
     assert (cli("run", "job.yaml"), cli.out, cli.err) == (130, "", "")
@@ -54,12 +70,11 @@ def test_a_signal_while_the_loop_is_taken_down_leaves_no_loop_running(number: in
         await asyncio.sleep(0)
         assert not left.done()
 
-    before = signal.getsignal(signal.SIGINT)
+    before = [signal.getsignal(one) for one in interrupts.SIGNALS]
     with pytest.raises(KeyboardInterrupt):
         run_loop(work())
     assert ended == ["lingering"]
-    assert signal.getsignal(signal.SIGINT) is before
-    assert signal.getsignal(signal.SIGTERM) is _raise_interrupt
+    assert [signal.getsignal(one) for one in interrupts.SIGNALS] == before
 
 
 def test_the_next_run_removes_what_a_killed_one_copied_and_nothing_of_a_living_one(workspace: Any, cli: Any) -> None:
@@ -104,3 +119,25 @@ def test_a_signal_during_a_callback_that_cannot_raise_still_ends_the_command() -
     command = [sys.executable, "-c", PRESSED_IN_A_CALLBACK]
     ended = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
+PRESSED_IN_AN_IMPORT = """
+import signal, sys
+from pipelines import cli
+
+class Pressed:
+    def find_spec(self, name, path=None, target=None):
+        if name == "duckdb":
+            sys.meta_path.remove(self)
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Pressed())
+cli.main(["run", "jobs/quickstart.yaml"])
+"""
+
+
+def test_a_signal_during_an_import_ends_the_command_in_silence() -> None:
+    command = [sys.executable, "-c", PRESSED_IN_AN_IMPORT]
+    ended = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True)
+    # The line of `^C` ends.
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "\n")
