@@ -68,8 +68,8 @@ class RescueRung(FrozenModel):
     params: dict[str, Any] = Field(
         default_factory=dict, description="Merged into the step's params.", examples=[{"max_tokens": 2000}]
     )
-    provider: str | None = Field(default=None, min_length=1, description="In place of the step's.")
-    model: str | None = Field(default=None, min_length=1, description="In place of the step's.")
+    provider: str | None = Field(default=None, min_length=1, description="Provider that replaces the step's.")
+    model: str | None = Field(default=None, min_length=1, description="Model that replaces the step's.")
 
 
 class Check(FrozenModel):
@@ -83,7 +83,7 @@ class Check(FrozenModel):
     message: str | None = Field(
         default=None,
         min_length=1,
-        description="What a repair turn says about it; else its SQL.",
+        description="What a repair turn says about it; default: its SQL.",
         examples=["Copy the quote word for word."],
     )
 
@@ -115,10 +115,12 @@ class StepModel(FrozenModel):
         description="Output -> column that it quotes: adds `<output>_start`, `<output>_end` and `<output>_match`.",
         examples=[{"quote": "body"}],
     )
-    keep: bool = Field(default=True, description="false: later steps see its outputs, the results have none of them.")
+    keep: bool = Field(
+        default=True, description="false: later steps see its outputs, but the results table does not have them."
+    )
     rescue: tuple[RescueRung, ...] = Field(
         default=(),
-        description="Further ways for rows that fail, tried in order. Adds the column `<step>_rung`.",
+        description="Other settings for rows that fail, tried in order. Adds the column `<step>_rung`.",
         examples=[[{"on": ["length"], "params": {"max_tokens": 2000}}]],
     )
 
@@ -158,13 +160,13 @@ class SinkModel(FrozenModel):
     """The keys of every sink."""
 
     columns: tuple[str, ...] | Literal["all"] = Field(
-        default=(), description="Source columns carried over besides the key."
+        default=(), description="Source columns carried over to the results, in addition to the key."
     )
     write: Literal["merge", "append", "replace"] = Field(
         default="merge", description="How new rows combine with existing ones."
     )
     deleted: Literal["keep", "remove"] = Field(
-        default="keep", description="merge only: what happens to rows that are no longer in the source."
+        default="keep", description="Only with merge: what happens to rows that are no longer in the source."
     )
 
 

@@ -34,7 +34,7 @@ class ChatStep(ConversationStep):
 
     endpoint: Literal["chat"] = Field(description="POST /chat/completions.")
     messages: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)] | ColumnReference = Field(
-        description="The messages, every text a template; or a column of whole conversations.",
+        description="The messages, in which every text is a template; or a column of whole conversations.",
         examples=[[{"system": "You label support tickets."}, {"user": "{{ body }}"}]],
     )
 

@@ -38,7 +38,7 @@ class ResponsesStep(ConversationStep):
     )
     input: TemplateText | MessageList | ColumnReference | None = Field(
         default=None,
-        description="A text, or messages and items, all texts templates; or a column of whole conversations.",
+        description="A text, or messages and items whose texts are templates; or a column of whole conversations.",
         examples=["{{ body }}", [{"user": "{{ body }}"}]],
     )
     instructions: str | TextFile | None = Field(
@@ -49,7 +49,7 @@ class ResponsesStep(ConversationStep):
     )
     messages: MessageList | ColumnReference | None = Field(
         default=None,
-        description="The messages, every text a template; or a column of whole conversations.",
+        description="The messages, in which every text is a template; or a column of whole conversations.",
         examples=[[{"user": "{{ body }}"}]],
     )
     response_format: dict[str, Any] | None = Field(

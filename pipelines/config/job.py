@@ -26,7 +26,7 @@ class JobLimits(StrictModel):
         default=None, ge=1, le=10**9, description="Requests a minute.", examples=[3000]
     )
     tokens_per_minute: int | None = Field(
-        default=None, ge=1, le=10**12, description="Tokens a minute, both ways.", examples=[2_000_000]
+        default=None, ge=1, le=10**12, description="Tokens a minute, input and output.", examples=[2_000_000]
     )
     concurrency: int = Field(default=64, ge=1, le=10_000, description="Requests in flight.", examples=[200])
     failed_share: float | None = Field(
@@ -74,7 +74,7 @@ class Retry(StrictModel):
 
 
 class Timeouts(StrictModel):
-    """Deadlines of one request, in seconds."""
+    """Timeouts of one request, in seconds."""
 
     connect: float = Field(
         default=10, gt=0, le=_WEEK_SECONDS, allow_inf_nan=False, description="Seconds until connected.", examples=[10]
@@ -92,7 +92,7 @@ class Timeouts(StrictModel):
         gt=0,
         le=_WEEK_SECONDS,
         allow_inf_nan=False,
-        description="Seconds from the request to the end of its reply; a model may think so long.",
+        description="Seconds from the request to the end of its reply.",
         examples=[600],
     )
 
@@ -168,7 +168,7 @@ class Audit(StrictModel):
     sql: str | None = Field(
         default=None,
         min_length=1,
-        description="A query over `results` (and `usage`, `errors`) that returns the wrong rows.",
+        description="A query over `results`, `usage` and `errors` that returns the wrong rows.",
         examples=["select * from results where topic is null"],
     )
     drift: Drift | None = Field(
@@ -221,7 +221,7 @@ class Job(FrozenModel):
     name: str = Field(
         pattern=r"^[a-z0-9-]+$", description="Unique in the workspace: a-z, 0-9 and -.", examples=["ticket-enrichment"]
     )
-    description: str = Field(default="", description="For people.")
+    description: str = Field(default="", description="A description for people.")
     rows_key: str | Columns | None = Field(
         default=None,
         alias="key",
@@ -236,7 +236,7 @@ class Job(FrozenModel):
     limits: JobLimits = Field(default=JobLimits(), description="Limits of this job.")
     budget: Budget | None = Field(default=None, description="What a run may cost.", examples=[{"usd": 5.0}])
     retry: Retry = Field(default=Retry(), description="How often and how long a request is retried.")
-    timeouts: Timeouts = Field(default=Timeouts(), description="Deadlines of one request, in seconds.")
+    timeouts: Timeouts = Field(default=Timeouts(), description="Timeouts of one request, in seconds.")
     delivery: Literal["online", "batch"] = Field(
         default="online",
         description="Send requests one by one, or through the provider's Batch API.",

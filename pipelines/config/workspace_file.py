@@ -37,7 +37,7 @@ class LedgerSettings(StrictModel):
 class WorkspaceFile(FrozenModel):
     """The contents of `rowmill.yaml`."""
 
-    providers: dict[str, ProviderEntry] = Field(default_factory=dict, description="By name.")
+    providers: dict[str, ProviderEntry] = Field(default_factory=dict, description="The providers, by name.")
     state: str = Field(default=".rowmill", min_length=1, description="Folder of the ledger, locks and media.")
     env_file: str | Literal[False] | None = Field(
         default=None,
@@ -45,15 +45,21 @@ class WorkspaceFile(FrozenModel):
         examples=["secrets.env"],
     )
     roots: tuple[str, ...] = Field(
-        default=(), description="Folders outside that row values and `sql:` may name.", examples=[["/mnt/media"]]
+        default=(),
+        description="Folders outside the workspace that row values and `sql:` may name.",
+        examples=[["/mnt/media"]],
     )
     hosts: tuple[str, ...] = Field(
         default=(), description="Private hosts that jobs may fetch from.", examples=[["media.internal"]]
     )
-    budget: WorkspaceBudget | None = Field(default=None, description="Over all jobs.", examples=[{"usd_per_day": 40.0}])
-    time_zone: str = Field(default="UTC", description="Of schedules, deadlines and days.", examples=["Europe/Berlin"])
+    budget: WorkspaceBudget | None = Field(
+        default=None, description="What all jobs together may cost.", examples=[{"usd_per_day": 40.0}]
+    )
+    time_zone: str = Field(
+        default="UTC", description="Time zone of schedules, deadlines and days.", examples=["Europe/Berlin"]
+    )
     ledger: LedgerSettings = Field(
-        default=LedgerSettings(), description="What its commits survive.", examples=[{"durability": "power"}]
+        default=LedgerSettings(), description="How durable the ledger is.", examples=[{"durability": "power"}]
     )
     keep_answers: Literal["pruned", "committed"] = Field(
         default="pruned",

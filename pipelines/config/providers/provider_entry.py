@@ -31,7 +31,7 @@ class ProviderLimits(StrictModel):
         default=None, ge=1, le=10**9, description="Requests a minute.", examples=[3000]
     )
     tokens_per_minute: int | None = Field(
-        default=None, ge=1, le=10**12, description="Tokens a minute, both ways.", examples=[2_000_000]
+        default=None, ge=1, le=10**12, description="Tokens a minute, input and output.", examples=[2_000_000]
     )
     concurrency: int | None = Field(default=None, ge=1, le=10_000, description="Requests in flight.", examples=[64])
 
@@ -59,7 +59,7 @@ class ProviderEntry(FrozenModel):
     base_url: str | None = Field(default=None, description="Base URL of its API.", examples=[OPENAI_URL])
     api_key_env: str | None = Field(
         default=None,
-        description="The variable that holds the key; left out: no key is sent.",
+        description="The variable that holds the key; without it, no key is sent.",
         examples=["OPENAI_API_KEY"],
     )
     api_key_command: str | None = Field(
@@ -94,7 +94,7 @@ class ProviderEntry(FrozenModel):
     )
     ca_file: Name | None = Field(
         default=None,
-        description="Certificates (PEM) that are trusted besides the system's.",
+        description="Certificates (PEM) that are trusted in addition to the system's.",
         examples=["certs/corporate.pem"],
     )
     proxy: Value | None = Field(

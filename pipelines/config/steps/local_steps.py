@@ -19,7 +19,9 @@ class LocalStep(FrozenModel):
     """The keys of every local step."""
 
     name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$", description="Unique in the job.")
-    keep: bool = Field(default=True, description="false: later steps see its outputs, the results have none of them.")
+    keep: bool = Field(
+        default=True, description="false: later steps see its outputs, but the results table does not have them."
+    )
 
     @property
     def config_bytes(self) -> bytes:
@@ -56,9 +58,7 @@ class PieceOptions(FrozenModel):
 
     split: str = Field(min_length=1, description="The column with the text.", examples=["body"])
     tokens: int = Field(ge=MIN_PIECE_TOKENS, description="The most tokens of a piece.", examples=[400])
-    overlap: int = Field(
-        default=0, ge=0, description="About so many tokens of the piece before are repeated, whole words."
-    )
+    overlap: int = Field(default=0, ge=0, description="Tokens of the previous piece that are repeated, in whole words.")
     model: str = Field(default="gpt-4o", min_length=1, description="The model whose tokenizer counts.")
 
     @model_validator(mode="after")
@@ -71,7 +71,7 @@ class PieceOptions(FrozenModel):
 class ElementOptions(FrozenModel):
     """Where the elements come from."""
 
-    list: str = Field(min_length=1, description="SQL of a list over the row so far.", examples=["tags"])
+    list: str = Field(min_length=1, description="SQL expression of a list over the row so far.", examples=["tags"])
 
 
 class EachStep(_UnconditionalStep):
