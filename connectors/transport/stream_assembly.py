@@ -7,6 +7,7 @@ import orjson
 
 from connectors.contracts import MalformedReply
 from connectors.transport.bounded_json import parse_json
+from connectors.transport.error_replies import is_error_body
 from connectors.transport.finish_reasons import finish_reason
 from connectors.transport.reply_texts import REASONING_KEYS, content_text, transcript
 from connectors.transport.sse import Event
@@ -73,6 +74,8 @@ def assemble_response(events: Iterable[Event]) -> dict[str, Any]:
         kind = body.get("type", event.name)
         if kind == "error" or (kind is None and "error" in body):
             return {"error": body.get("error") or {key: body[key] for key in body if key != "sequence_number"}}
+        if is_error_body(body):
+            return body
         if kind is None and body.get("object") == "response":
             # A whole response as the only event.
             return body
@@ -124,6 +127,9 @@ class _Stream:
             chunk = _parse_object(event.data)
             if event.name == "error" or chunk.get("error"):
                 self.error = {"error": chunk.get("error") or chunk}
+                return
+            if is_error_body(chunk):
+                self.error = chunk
                 return
             self._chunk_count += 1
             for key in _HEADER_KEYS:

@@ -1,5 +1,7 @@
 """Assembly of streamed answers: the reply is the same as without a stream."""
 
+from typing import Any
+
 import orjson
 import pytest
 from hypothesis import given
@@ -153,6 +155,20 @@ def test_an_error_in_a_stream_is_the_reply(assemble: object) -> None:
     error = {"message": "overloaded", "type": "server_error", "param": None, "code": None}
     assert callable(assemble)
     assert assemble(stream(delta(content="a"), {"error": error})) == {"error": error}
+
+
+@pytest.mark.parametrize("assemble", [assemble_completion, assemble_reference, assemble_response])
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"object": "error", "message": "too long", "type": "BadRequestError", "param": None, "code": 400},
+        {"choices": None, "base_resp": {"status_code": 1026, "status_msg": "input new_sensitive"}},
+    ],
+    ids=["vllm", "minimax"],
+)
+def test_an_error_without_the_key_error_is_the_reply_too(assemble: object, error: dict[str, Any]) -> None:
+    assert callable(assemble)
+    assert assemble(stream(delta(content="a"), error)) == error
 
 
 def test_an_error_event_of_responses_drops_its_sequence_number() -> None:
