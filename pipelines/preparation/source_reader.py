@@ -15,7 +15,7 @@ from connectors.errors import DataError, JobError, KeyPath, did_you_mean
 from connectors.records import TEXT_PREFIX
 from connectors.registry import SourceConfig
 from connectors.sources.columns.column_types import arrow_type, has_value, plain_type, shape
-from connectors.sources.columns.saved_columns import save_columns
+from connectors.sources.columns.saved_columns import save_columns, saved_kinds
 from connectors.sql import first_line, identifier, literal, literal_list, literal_path, lock_down, query_connection
 from pipelines.config.sql_predicate import predicate_columns
 from pipelines.preparation.earlier_fingerprints import earlier_texts
@@ -88,7 +88,8 @@ class SourceReader:
             self._rows = self._open.enter_context(contextlib.closing(self._db.cursor()))
             self._rows.execute(f"set streaming_buffer_size = '{STREAM_BUFFER}'")
             lock_down(self._db, [facts.scratch], [*paths, *map(literal_path, paths), *opened.urls])
-            self._cast_null_columns(known)
+            # The types of an earlier run let `where` and `when` stay valid in a run without values.
+            self._cast_null_columns({**saved_kinds(facts.columns_file), **known})
             if saved is None:
                 self._fit_nanoseconds(facts.known_types)
                 save_columns(facts.columns_file, self._columns)

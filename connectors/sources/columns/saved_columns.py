@@ -18,7 +18,7 @@ def save_columns(file: Path | None, columns: Mapping[str, SourceColumn]) -> None
     if file is None:
         return
     kinds = {name: column.kind for name, column in columns.items()}
-    if kinds != _saved_kinds(file):
+    if kinds != saved_kinds(file):
         # Several commands may do so at once.
         draft = file.with_suffix(f".{os.getpid()}")
         try:
@@ -41,7 +41,7 @@ def empty_source(first: Path, file: Path | None, warnings: tuple[str, ...]) -> O
 
 def saved_source(file: Path | None) -> OpenedSource | None:
     """Return a source without rows that has the saved columns, whatever has become of the source; None without any."""
-    kinds = _saved_kinds(file)
+    kinds = saved_kinds(file)
     if not kinds:
         return None
     columns = ", ".join(f"cast(null as {kind}) as {identifier(name)}" for name, kind in kinds.items())
@@ -53,7 +53,7 @@ def no_bytes_warning(file: str) -> str:
     return f"{file}: has no bytes: it has no rows, and no row is removed"
 
 
-def _saved_kinds(file: Path | None) -> dict[str, str]:
+def saved_kinds(file: Path | None) -> dict[str, str]:
     """Return the columns that the source had last; none if unknown."""
     try:
         kinds = orjson.loads(file.read_bytes()) if file is not None else {}

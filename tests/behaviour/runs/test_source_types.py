@@ -72,6 +72,20 @@ def test_a_file_with_a_header_only_is_a_night_without_work(workspace: Any, provi
     assert held(workspace.folder, sink)[0] == TYPES
 
 
+@pytest.mark.parametrize("columns", ["[]", "[score]"])
+def test_conditions_stay_valid_in_a_night_without_values(workspace: Any, cli: Any, columns: str) -> None:
+    write_csv(workspace, *FIRST)
+    step = "{name: c, endpoint: chat, provider: test, model: m, messages: [{user: '{{ text }}'}], when: score > 1}"
+    source = "{csv: rows.csv, key: id, where: \"score > 1.7 or seen < '2027-01-01'\"}"
+    job = workspace.job(source=source, steps=f"[{step}]", sink=f"{{parquet: out, columns: {columns}}}")
+    assert cli.run(job)["rows_ok"] == 2
+    for rows in ([(3, "c", "2026-01-05", None, "x")], [(4, "d", None, None, "x")], []):
+        write_csv(workspace, *rows)
+        dated = sum(seen is not None for _, _, seen, *_ in rows)
+        report = cli.run(job)
+        assert (report["exit_code"], report["rows_ok"], report["requests"]) == (0, dated, 0)
+
+
 def test_a_night_whose_values_would_do_as_other_types_keeps_those_of_the_sink(
     workspace: Any, cli: Any, sink: str
 ) -> None:
