@@ -244,8 +244,9 @@ def _finish_run(
         # A ledger that cannot be written has stopped the run already; the run stays open.
         if report.stopped is None:
             raise
-    drops_answers = ready.workspace.keep_answers == "committed" and not options.is_trial
-    if drops_answers and report.exit_code in CLOSING:
+    # Tables that do not stay are written from the answers again.
+    is_table_kept = not options.is_trial and ready.job.sink.write != "replace"
+    if ready.workspace.keep_answers == "committed" and is_table_kept and report.exit_code in CLOSING:
         if ready.workspace.durability == "power":
             # The tables replace the answers from now on: wait until their last files are on the disk.
             os.sync()

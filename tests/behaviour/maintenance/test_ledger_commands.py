@@ -283,6 +283,16 @@ def test_answers_are_deleted_when_their_rows_are_committed_and_failed_ones_stay(
     assert len(read(workspace.folder / "out")) == 4
 
 
+def test_a_replaced_table_is_written_from_its_answers_which_are_kept(workspace: Any, cli: Any, read: Read) -> None:
+    path = workspace.folder / "rowmill.yaml"
+    path.write_text(path.read_text() + "keep_answers: committed\n")
+    workspace.csv(3)
+    job = workspace.job(sink="{parquet: out, write: replace}")
+    assert cli.run(job)["requests"] == 3
+    again = cli.run(job)
+    assert (again["requests"], again["rows_reused"], len(read(workspace.folder / "out"))) == (0, 3, 3)
+
+
 def test_answers_of_many_commits_are_deleted_in_batches(
     workspace: Any, cli: Any, read: Read, monkeypatch: pytest.MonkeyPatch
 ) -> None:
