@@ -16,7 +16,7 @@ from connectors.endpoints.conversation.conversation_endpoint import (
 )
 from connectors.endpoints.conversation.messages import ColumnReference, Conversation
 from connectors.endpoints.conversation.output_columns import AnswerColumns, ReplyChoice
-from connectors.endpoints.conversation.structured_modes import STRUCTURED_MODES
+from connectors.endpoints.conversation.structured.structured_modes import STRUCTURED_MODES
 from connectors.endpoints.conversation.tool_calls import parse_tool_calls, validate_tool_choice, validate_tools
 from connectors.endpoints.params.checks import check_params
 from connectors.errors import JobError, KeyPath, did_you_mean

@@ -7,7 +7,7 @@ from typing import Literal
 import orjson
 from msgspec import Struct, field
 
-from connectors.endpoints.conversation.structured_modes import StructuredMode
+from connectors.endpoints.conversation.structured.structured_modes import StructuredMode
 from pipelines.ledger.ledger import Ledger, now_us
 
 State = Literal["noted", "uploaded", "created", "cancelled"]

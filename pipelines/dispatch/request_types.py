@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 from msgspec import Struct, field
 
 from connectors.contracts import Endpoint, Provider
-from connectors.endpoints.conversation.structured_modes import StructuredMode
+from connectors.endpoints.conversation.structured.structured_modes import StructuredMode
 from connectors.records import Request, RowError, Values
 from pipelines.dispatch.counters import RunCounters
 from pipelines.dispatch.packing.packing import Packing

@@ -8,7 +8,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from connectors.endpoints.conversation.packed_conversation import PackOptions
+from connectors.endpoints.conversation.packing.packed_conversation import PackOptions
 from connectors.errors import JobError, did_you_mean
 from pipelines.config.loaded_job import LoadedJob
 from pipelines.config.overrides import Overrides

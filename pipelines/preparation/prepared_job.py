@@ -22,7 +22,7 @@ from connectors.contracts import (
     is_reserved_name,
 )
 from connectors.endpoints.conversation.conversation_endpoint import ConversationStep
-from connectors.endpoints.conversation.packed_conversation import PackOptions
+from connectors.endpoints.conversation.packing.packed_conversation import PackOptions
 from connectors.errors import DataError, JobError, KeyPath
 from connectors.media.media_reader import MediaReader
 from connectors.media.url_fetcher import WebAccess

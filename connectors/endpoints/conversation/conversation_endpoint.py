@@ -11,10 +11,9 @@ from msgspec.structs import replace
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from connectors.contracts import UNFINGERPRINTED_KEYS, BaseEndpoint, MalformedReply, StepContext, StepModel
-from connectors.endpoints.conversation.class_output import output_of_class
 from connectors.endpoints.conversation.messages import Conversation
 from connectors.endpoints.conversation.output_columns import AnswerColumns, ReplyChoice
-from connectors.endpoints.conversation.packed_conversation import (
+from connectors.endpoints.conversation.packing.packed_conversation import (
     PACKED_TEXT_DIGEST,
     PackedAnswer,
     PackedConversation,
@@ -22,8 +21,9 @@ from connectors.endpoints.conversation.packed_conversation import (
     PackTokens,
     check_packable,
 )
-from connectors.endpoints.conversation.structured_modes import STRUCTURED_MODES, StructuredMode, next_mode
-from connectors.endpoints.conversation.structured_output import TypedOutput
+from connectors.endpoints.conversation.structured.class_output import output_of_class
+from connectors.endpoints.conversation.structured.structured_modes import STRUCTURED_MODES, StructuredMode, next_mode
+from connectors.endpoints.conversation.structured.structured_output import TypedOutput
 from connectors.endpoints.conversation.tool_calls import billing_terms
 from connectors.error_classes import CHECK_FAILED
 from connectors.errors import FieldError, JobError, KeyPath

@@ -5,7 +5,7 @@ from typing import Any
 
 from connectors.contracts import MalformedReply
 from connectors.endpoints.conversation.output_columns import ReplyChoice
-from connectors.endpoints.conversation.structured_modes import STRUCTURED_MODES
+from connectors.endpoints.conversation.structured.structured_modes import STRUCTURED_MODES
 from connectors.endpoints.conversation.tool_calls import parse_call_items
 from connectors.transport.finish_reasons import ending, finish_reason
 from connectors.transport.reply_body import excerpt

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 from msgspec import Struct
 
-from connectors.endpoints.conversation.structured_output import TypedOutput
+from connectors.endpoints.conversation.structured.structured_output import TypedOutput
 from connectors.endpoints.conversation.tool_calls import TOOL_CALLS
 from connectors.records import RowError, Values
 from connectors.transport.finish_reasons import ending

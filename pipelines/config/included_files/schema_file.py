@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from connectors.endpoints.conversation.schema_references import resolve_references
+from connectors.endpoints.conversation.structured.schema_references import resolve_references
 from connectors.errors import FieldError, JobError, KeyPath
 from pipelines.config.key_locations import IncludedPart
 from pipelines.config.yaml_reader import parse_yaml

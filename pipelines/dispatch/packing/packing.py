@@ -6,8 +6,8 @@ from typing import Any
 
 from connectors.contracts import Endpoint
 from connectors.endpoints.conversation.conversation_endpoint import ConversationEndpoint
-from connectors.endpoints.conversation.packed_conversation import PackedAnswer, PackedConversation, PackOptions
-from connectors.endpoints.conversation.structured_modes import StructuredMode
+from connectors.endpoints.conversation.packing.packed_conversation import PackedAnswer, PackedConversation, PackOptions
+from connectors.endpoints.conversation.structured.structured_modes import StructuredMode
 from connectors.error_classes import ROW_ERROR_CLASSES
 from connectors.records import Call, Reply, Request, RowError, Usage
 from pipelines.dispatch.packing.agreement import PackAgreement, answers_agree, compared_columns, is_verified

@@ -7,7 +7,7 @@ import aiohttp
 import pytest
 
 from connectors.emulator.server import EmulatorOptions, EmulatorServer
-from connectors.endpoints.conversation.pack_format import packed_content, packed_schema, row_ids
+from connectors.endpoints.conversation.packing.pack_format import packed_content, packed_schema, row_ids
 
 SENTIMENT = {"sentiment": {"type": "string", "enum": ["positive", "negative"]}}
 TEXTS = [

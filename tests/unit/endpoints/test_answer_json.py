@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connectors.endpoints.conversation.answer_json import json_objects
-from connectors.endpoints.conversation.structured_output import TypedOutput
+from connectors.endpoints.conversation.structured.answer_json import json_objects
+from connectors.endpoints.conversation.structured.structured_output import TypedOutput
 
 LABEL = TypedOutput(
     {

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 from pydantic import BaseModel, Field
 
-from connectors.endpoints.conversation.class_output import output_of_class
-from connectors.endpoints.conversation.structured_output import TypedOutput
+from connectors.endpoints.conversation.structured.class_output import output_of_class
+from connectors.endpoints.conversation.structured.structured_output import TypedOutput
 from connectors.errors import FieldError
 
 

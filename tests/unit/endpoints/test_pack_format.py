@@ -8,7 +8,7 @@ import orjson
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from connectors.endpoints.conversation.pack_format import (
+from connectors.endpoints.conversation.packing.pack_format import (
     ID_ALPHABET,
     MAX_ID_CHARACTERS,
     MAX_LISTS,

@@ -10,10 +10,10 @@ from msgspec.structs import replace
 from connectors.endpoints.chat import ChatCompletionsFormat
 from connectors.endpoints.conversation.openai_responses import OpenAIResponsesFormat
 from connectors.endpoints.conversation.output_columns import ReplyChoice
-from connectors.endpoints.conversation.pack_format import packed_output_tokens, packed_schema, row_ids
-from connectors.endpoints.conversation.packed_conversation import PackedConversation, PackOptions, PackTokens
+from connectors.endpoints.conversation.packing.pack_format import packed_output_tokens, packed_schema, row_ids
+from connectors.endpoints.conversation.packing.packed_conversation import PackedConversation, PackOptions, PackTokens
 from connectors.endpoints.conversation.reference_responses import ReferenceResponsesFormat
-from connectors.endpoints.conversation.structured_modes import StructuredMode
+from connectors.endpoints.conversation.structured.structured_modes import StructuredMode
 from connectors.records import Request, RowError
 from connectors.tokens import count_tokens
 

@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 import pytest
 
-from connectors.endpoints.conversation.structured_modes import STRUCTURED_MODES, StructuredMode, next_mode
+from connectors.endpoints.conversation.structured.structured_modes import STRUCTURED_MODES, StructuredMode, next_mode
 from connectors.records import RowError
 
 SCHEMA: dict[str, Any] = {

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from connectors.endpoints.conversation.structured_output import TypedOutput
+from connectors.endpoints.conversation.structured.structured_output import TypedOutput
 from connectors.errors import JobError
 from connectors.sinks.delta_types import delta_schema
 

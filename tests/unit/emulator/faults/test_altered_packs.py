@@ -6,7 +6,7 @@ import pytest
 
 from connectors.emulator.faults.altered_packs import UNKNOWN_ID
 from connectors.emulator.server import EmulatorOptions, EmulatorServer
-from connectors.endpoints.conversation.pack_format import packed_content, packed_schema
+from connectors.endpoints.conversation.packing.pack_format import packed_content, packed_schema
 
 IDS = ["aaaaaa", "bbbbbb", "cccccc"]
 ALTERED_IDS = {

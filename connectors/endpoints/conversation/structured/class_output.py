@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
 
-from connectors.endpoints.conversation.schema_references import resolve_references
+from connectors.endpoints.conversation.structured.schema_references import resolve_references
 from connectors.errors import FieldError, KeyPath
 
 _REMEDY = "use str, int, float, bool, Literal, Enum, list, Optional or another model"

@@ -9,15 +9,15 @@ from msgspec import Struct
 from pydantic import Field
 
 from connectors.contracts import FrozenModel
-from connectors.endpoints.conversation.pack_format import (
+from connectors.endpoints.conversation.packing.pack_format import (
     packed_content,
     packed_output_tokens,
     packed_schema,
     read_packed_reply,
     row_ids,
 )
-from connectors.endpoints.conversation.structured_modes import StructuredMode
-from connectors.endpoints.conversation.structured_output import TypedOutput
+from connectors.endpoints.conversation.structured.structured_modes import StructuredMode
+from connectors.endpoints.conversation.structured.structured_output import TypedOutput
 from connectors.errors import JobError, KeyPath
 from connectors.records import Request, RowError, Values, compact_copy
 from connectors.tokens import chat_tokens, count_tokens

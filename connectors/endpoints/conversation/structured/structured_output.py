@@ -7,7 +7,7 @@ import orjson
 import pyarrow as pa
 
 from connectors.contracts import is_reserved_name
-from connectors.endpoints.conversation.answer_json import json_objects, same_json, wrapped_objects
+from connectors.endpoints.conversation.structured.answer_json import json_objects, same_json, wrapped_objects
 from connectors.errors import JobError, KeyPath, did_you_mean
 from connectors.transport.bounded_json import parse_json
 

@@ -1,0 +1,1 @@
+"""Packing: several rows of a step in one conversation."""
