@@ -106,7 +106,7 @@ _child_process.COMMAND = tuple({})
 """
 """The processes of runs are forked: their start would take most of the time."""
 
-DEAR = ("04_two_prompts_against_labels", "05_audio_and_images", "06_packing")
+SLOW = ("04_two_prompts_against_labels", "05_audio_and_images", "06_packing")
 """Notebooks that take half of the time; the jobs that they run are tested elsewhere."""
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
@@ -152,7 +152,7 @@ def kernel() -> Iterator[KernelManager]:
 
 
 @pytest.mark.parametrize(
-    "path", [pytest.param(path, marks=marks(path.stem in DEAR), id=path.stem) for path in NOTEBOOKS]
+    "path", [pytest.param(path, marks=marks(path.stem in SLOW), id=path.stem) for path in NOTEBOOKS]
 )
 def test_a_notebook_runs_and_its_figures_are_those_of_sql(path: Path, kernel: KernelManager) -> None:
     notebook = nbformat.read(path, 4)
