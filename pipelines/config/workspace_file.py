@@ -63,7 +63,8 @@ class WorkspaceFile(FrozenModel):
     )
     keep_answers: Literal["pruned", "committed"] = Field(
         default="pruned",
-        description="pruned: until `ledger prune`; committed: dropped once their row is in the sink, except with `write: replace`.",
+        description="pruned: until `ledger prune`; committed: dropped once their row is in the sink, except with "
+        "`write: replace`.",
         examples=["pruned"],
     )
     prices: PriceTable = Field(default_factory=dict, description="By model; they override the built-in table.")
