@@ -133,6 +133,8 @@ class _JobRun:
         self._budget = RunBudget(usd_of_job, run.spent, shared is not None)
         usd_per_day = None if shared is None else round(shared.usd_per_day * PICO)
         self._daily_budget = None if usd_per_day is None else DailyBudget(usd_per_day, ready.workspace.zone)
+        self._replaced_until = _last_commit(ledger) if ready.selection.is_table_rewritten else 0
+        """Id of the last commit whose rows are not in the tables that are written anew."""
         self._committer = Committer(
             job.name, ready.sink, ready.sink_name, ready.shape, ledger, counters, run.run_id,
             ready.selection.failed_before,
@@ -273,7 +275,7 @@ class _JobRun:
                 committer.reclassify()
                 await committer.commit()
             if stopped is None and failure is None:
-                await asyncio.to_thread(_finalize, ready, ledger, deleted, resolved)
+                await asyncio.to_thread(_finalize, ready, ledger, deleted, resolved, self._replaced_until)
                 is_complete = not ready.is_limited and not ready.selection.is_restricted
                 if self._options.retried_classes is None and is_complete:
                     record_ladders(ready, ledger)
@@ -326,8 +328,19 @@ async def _commit_when_due(committer: Committer, dispatcher: DispatchControl, ru
             runner.progressed.set()
 
 
-def _finalize(ready: PreparedJob, ledger: Ledger, deleted: pa.Table | None, resolved: pa.Table | None) -> None:
-    """Clear resolved errors and remove deleted rows; only a run that processed every row may do so."""
+def _last_commit(ledger: Ledger) -> int:
+    """Return the id of the last commit of any job; 0 without one."""
+    ((last,),) = ledger.query("select coalesce(max(id), 0) from commits")
+    return int(last)
+
+
+def _finalize(
+    ready: PreparedJob, ledger: Ledger, deleted: pa.Table | None, resolved: pa.Table | None, replaced_until: int
+) -> None:
+    """Clear resolved errors and remove deleted rows; only a run that processed every row may do so.
+
+    `replaced_until`: commits up to this id are void once the tables that were written anew are in place.
+    """
     insert = "insert into commits (job, sink, at, {}) values (?, ?, ?, ?)"
     if resolved is not None and resolved.num_rows:
         ledger.write(insert.format("cleared"), (ready.job.name, ready.sink_name, now_us(), encode_table(resolved)))
@@ -340,6 +353,10 @@ def _finalize(ready: PreparedJob, ledger: Ledger, deleted: pa.Table | None, reso
         ledger.write(insert.format("removed"), (ready.job.name, ready.sink_name, now_us(), encode_table(deleted)))
         ready.sink.remove(deleted, errors_too=True)
     ready.sink.finish()
+    if replaced_until:
+        # Otherwise `rebuild` would write rows again that the source has no more.
+        void = "delete from commits where job = ? and sink = ? and id <= ?"
+        ledger.write(void, (ready.job.name, ready.sink_name, replaced_until))
 
 
 def _budget_message(stopped: str, counters: RunCounters, budget: RunBudget, daily_budget: DailyBudget | None) -> str:

@@ -540,6 +540,11 @@ class RowSelection(Struct):
         done = f"select _key from {self._with_status_sql([])} where _status = 'done'"
         return self._keys(f"select {names} from {self._stored_table_sql('failed')} semi join ({done}) using (_key)")
 
+    @property
+    def is_table_rewritten(self) -> bool:
+        """Whether every row is written anew, whatever the sink has."""
+        return not self._is_sink_loaded
+
     def _keys(self, query: str) -> pa.Table:
         if not self._is_sink_loaded:
             return self.key_schema.empty_table()

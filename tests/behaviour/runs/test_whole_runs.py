@@ -198,6 +198,8 @@ def test_replace_rewrites_the_table_from_stored_answers(workspace: Any, provider
         (7, "TEXT 7"),
     ]
     assert len(read(workspace.folder / "out", "usage")) == 5
+    assert cli("rebuild", job) == 0
+    assert [row["id"] for row in read(workspace.folder / "out", order="id")] == [2, 7]
     assert cli("run", job, "--limit", "1") == 2
     assert "replace" in cli.err
 
