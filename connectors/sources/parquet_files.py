@@ -73,10 +73,10 @@ class ParquetSource(FilesModel):
             for name in names:
                 _check_file(connection, name)
             raise DataError(str(files[0]), first_line(exc), "make the files' columns agree") from exc
-        refusals = _refusals(connection, names)
+        kinds = dict(zip(described.columns, map(str, described.types), strict=True))
+        refusals = {**_refusals(connection, names), **_rounded_columns(connection, names, kinds)}
         columns = {
-            name: SourceColumn(identifier(name), str(kind), refusal=refusals.get(name))
-            for name, kind in zip(described.columns, described.types, strict=True)
+            name: SourceColumn(identifier(name), kind, refusal=refusals.get(name)) for name, kind in kinds.items()
         }
         values = hive_values(files, facts.workspace, columns) if self.hive else {}
         if values:
@@ -107,6 +107,34 @@ def _refusals(connection: duckdb.DuckDBPyConnection, names: Sequence[str]) -> Ma
                         f"{column} has a moment in {file} that no timestamp holds ({first_line(exc)})",
                         "write the column as text",
                     )
+    return refusals
+
+
+def _rounded_columns(
+    connection: duckdb.DuckDBPyConnection, names: Sequence[str], kinds: Mapping[str, str]
+) -> Mapping[str, tuple[str, str]]:
+    """Return the same for columns that are whole numbers or decimals in some files, and FLOAT or DOUBLE in others."""
+    floats = [name for name, kind in kinds.items() if kind in ("FLOAT", "DOUBLE")]
+    if not floats or len(names) == 1:
+        return {}
+    found = connection.execute(
+        f"select name, duckdb_type, list(file_name) from parquet_schema({literal_list(names)}) "
+        f"where name in (select unnest({literal_list(floats)})) and num_children is null group by all order by all"
+    ).fetchall()
+    refusals: dict[str, tuple[str, str]] = {}
+    for name, kind, files in found:
+        if kind == kinds[name]:
+            continue
+        relation = connection.sql(f"from read_parquet({literal_list(map(literal_path, files))}, union_by_name = true)")
+        types = dict(zip(relation.columns, map(str, relation.types), strict=True))
+        # Else it is a part of a struct.
+        if types.get(name) != kind:
+            continue
+        column = identifier(name)
+        rounded = f"try_cast(cast({column} as {kinds[name]}) as {kind})"
+        if relation.filter(f"{rounded} is distinct from {column}").limit(1).fetchall():
+            what = f"{name} is {kind} in {files[0]} and {kinds[name]} in others, which has not all of its digits"
+            refusals[name] = (what, "write the column with one type, or as text")
     return refusals
 
 

@@ -183,6 +183,29 @@ def test_a_key_of_decimals_that_would_be_rounded_is_an_error(
     assert len(provider.seen) == NOTHING_SENT
 
 
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        pytest.param(pa.array([2**53 + 1]), "BIGINT", id="whole number"),
+        pytest.param(pa.array([decimal.Decimal("0.12345678901234567890")]), "DECIMAL(20,20)", id="decimal"),
+    ],
+)
+def test_numbers_that_the_doubles_of_another_file_would_round_are_an_error(
+    cli: Cli, workspace: Workspace, provider: ScriptedProvider, value: pa.Array, kind: str
+) -> None:
+    for name, text in (("a", value), ("b", pa.array([0.5]))):
+        pq.write_table(pa.table({"id": [name], "text": text}), workspace.folder / f"{name}.parquet")
+    job = workspace.job(source="{parquet: '*.parquet', key: id}")
+    line = refused(cli, job)
+    assert line.endswith(
+        f"source: text is {kind} in {workspace.folder}/a.parquet and DOUBLE in others, which has not all of its "
+        "digits; write the column with one type, or as text"
+    )
+    assert len(provider.seen) == NOTHING_SENT
+    pq.write_table(pa.table({"id": ["a"], "text": [7]}), workspace.folder / "a.parquet")
+    assert cli.run(job)["rows_ok"] == 2
+
+
 def test_a_key_can_be_a_column_of_doubles(cli: Cli, workspace: Workspace) -> None:
     pq.write_table(pa.table({"id": [1.5, 2.5], "text": ["a", "b"]}), workspace.folder / "rows.parquet")
     job = workspace.job(source="{parquet: rows.parquet, key: id}")
