@@ -259,14 +259,16 @@ class RequestGroup(Struct):
     def halves(self, attempts: int = 0) -> "Sequence[RequestGroup]":
         """Return two groups with half of the requests each, to find the one that is refused or those that fit."""
         middle = len(self.requests) // 2
-        halves = (self.requests[:middle], self.requests[middle:])
-        return [RequestGroup(self.route, half, attempts, self.exchanges) for half in halves]
+        return [self._part(half, attempts) for half in (self.requests[:middle], self.requests[middle:])]
 
     def first_alone(self, count: int) -> "tuple[Sequence[RequestGroup], RequestGroup | None]":
         """Return a group for each of the first `count` requests, and one of all others if there are any."""
-        alone = [RequestGroup(self.route, (one,), exchanges=self.exchanges) for one in self.requests[:count]]
         rest = self.requests[count:]
-        return alone, RequestGroup(self.route, rest, exchanges=self.exchanges) if rest else None
+        return [self._part((one,)) for one in self.requests[:count]], self._part(rest) if rest else None
+
+    def _part(self, requests: tuple[Request, ...], attempts: int = 0) -> "RequestGroup":
+        """Return a group of some of the requests, for another member of the pool if there is one."""
+        return RequestGroup(self.route, requests, attempts, exchanges=self.exchanges, failed_member=self.failed_member)
 
 
 class Exchange(Struct):

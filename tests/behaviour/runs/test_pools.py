@@ -169,6 +169,18 @@ def test_a_bad_row_is_sent_to_one_member_only(workspace: Any, provider: Any, spa
     assert (report["rows_ok"], report["rows_failed"], report["requests"]) == (19, 1, 20)
 
 
+def test_the_rows_of_a_shared_request_that_one_member_refuses_go_to_another(
+    workspace: Any, provider: Any, spare: Any, cli: Any
+) -> None:
+    write_pool(workspace, provider, spare)
+    workspace.csv(100)
+    provider.script = lambda path, body, count: refusal(400)
+    steps = '[{name: v, endpoint: embeddings, provider: both, model: m, input: "{{ text }}", dimensions: 4}]'
+    report = cli.run(workspace.job(steps=steps))
+    assert (report["rows_ok"], report["rows_failed"]) == (100, 0)
+    assert provider.seen
+
+
 def test_the_next_run_reuses_answers_of_any_member(workspace: Any, provider: Any, spare: Any, cli: Any) -> None:
     write_pool(workspace, provider, spare)
     workspace.csv(40)
