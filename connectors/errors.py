@@ -87,6 +87,10 @@ def from_os_error(exc: OSError) -> RowmillError:
     where = exc.filename or "the system"
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
         return Stopped(f"{where}: disk full; make room and run again")
+    if exc.errno == errno.EEXIST:
+        return DataError(
+            where, "a file, or a link to nothing, where a folder is needed", "remove it, or name another path"
+        )
     return DataError(where, exc.strerror or str(exc), "check that it exists and can be written")
 
 

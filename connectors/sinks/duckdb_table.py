@@ -351,9 +351,8 @@ class DuckdbTables:
         except duckdb.Error as exc:
             if "No space left" in str(exc):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path)) from exc
-            raise DataError(
-                self._name, first_line(exc), "repair the file, or write to another sink (--sink PATH)"
-            ) from exc
+            remedy = "check that it can be written" if "Cannot open file" in str(exc) else "repair the file"
+            raise DataError(self._name, first_line(exc), f"{remedy}, or write to another sink (--sink PATH)") from exc
 
     def _wait_for_file(self, attempt: Callable[[], T]) -> T:
         """Return the attempt's outcome, as soon as no other program has the file open."""

@@ -17,7 +17,7 @@ import pyarrow as pa
 from msgspec import Struct
 
 from connectors.contracts import Commit
-from connectors.errors import RowmillError, Stopped
+from connectors.errors import RowmillError, Stopped, from_os_error
 from pipelines.control.run_control import RunControl
 from pipelines.dispatch.chunks import Chunk
 from pipelines.dispatch.counters import RunCounters, StepCounters
@@ -415,7 +415,7 @@ def _stop_reason(failure: BaseException) -> str:
     if is_disk_full(failure):
         return DISK_FULL
     if isinstance(failure, OSError):
-        return f"cannot write: {failure}"
+        return str(from_os_error(failure))
     if isinstance(failure, sqlite3.DatabaseError) and not isinstance(failure, sqlite3.OperationalError):
         return f"the ledger cannot be read ({failure}); {DAMAGE_REMEDY}"
     if isinstance(failure, sqlite3.Error):

@@ -98,6 +98,38 @@ def test_a_commit_without_disk_space_stops_the_run_and_loses_no_answer(
     assert len(read(workspace.folder / "out")) == 3
 
 
+def test_a_sink_that_becomes_read_only_stops_the_run_with_its_path_and_the_remedy(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "out/.staging")
+
+    workspace.csv(3)
+    job = workspace.job()
+    with monkeypatch.context() as read_only:
+        read_only.setattr("connectors.sinks.parquet_table.ParquetTables.commit", fail)
+        report = cli.run(job)
+    assert (report["exit_code"], report["stopped"]) == (
+        3,
+        "out/.staging: Read-only file system; check that it exists and can be written",
+    )
+    again = cli.run(job)
+    assert (again["exit_code"], again["rows_reused"], again["requests"]) == (0, 3, 0)
+
+
+def test_a_link_to_nothing_as_sink_is_reported_as_such(
+    workspace: Workspace, provider: ScriptedProvider, cli: Cli
+) -> None:
+    workspace.csv(3)
+    (workspace.folder / "out").symlink_to("nowhere")
+    assert cli("run", workspace.job(), "--quiet") == 2
+    assert one_line(cli.err) == (
+        f"{workspace.folder / 'out'}: a file, or a link to nothing, where a folder is needed; "
+        "remove it, or name another path"
+    )
+    assert provider.seen == []
+
+
 def chat_reply(content: str) -> dict[str, Any]:
     return {
         "id": "c", "object": "chat.completion", "created": 1, "model": "m",
