@@ -239,6 +239,8 @@ class TimeBreakdown:
         owner = f"the limit of {provider}" if provider else "the job's limit"
         file = "rowmill.yaml" if provider else "the job"
         more = "or add a provider (a pool)"
+        if kind == "hold" and not self._counters.rate_limited:
+            return f"{provider}, which fails or does not answer", f"see whether it works and can be reached, {more}"
         if kind == "hold":
             refusals = f"{provider}, which refused {self._counters.rate_limited:,} requests and asks to wait"
             return refusals, f"lower its requests_per_minute in rowmill.yaml to what it accepts, {more}"

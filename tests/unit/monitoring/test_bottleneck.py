@@ -76,6 +76,12 @@ def test_the_limit_with_the_longest_waits_is_named() -> None:
             assert text.startswith("the limit of stated, 1,000 tokens a minute (90 % of the time); raise it in rowmill")
         else:
             assert text.startswith("stated, which refused 7 requests and asks to wait (90 % of the time)")
+    dead = ProviderLimiter(None, None, None, 900, 60)
+    dead.wait_seconds["hold"] = 90.0
+    assert bottleneck(breakdown_of(BUSY, dead=dead), limits=90) == (
+        "dead, which fails or does not answer (90 % of the time); "
+        "see whether it works and can be reached, or add a provider (a pool)"
+    )
     pool = breakdown_of(BUSY, one=ProviderLimiter(None, None, None, 900, 60))
     assert bottleneck(pool, limits=90).startswith("the pool's members, all busy or paused")
 
