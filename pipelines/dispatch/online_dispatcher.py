@@ -357,7 +357,9 @@ class OnlineDispatcher:
             decision = self._settle(group, member, outcome, decision)
         elif decision.action == "split":
             setup_faults.begin_split(group)
-        answers = setup_faults.stored_answers(group.route, member, ledger_answers(group, outcome), is_suspect)
+        # The error of a row that is sent again is not its last.
+        records = () if decision.action == "retry" else ledger_answers(group, outcome)
+        answers = setup_faults.stored_answers(group.route, member, records, is_suspect)
         exchange.settled = settled_exchange(pending, outcome, charged, answers, group.unverified_changes(answers))
         if decision.stop_reason is not None:
             self.stop(decision.stop_reason)
@@ -426,11 +428,26 @@ class OnlineDispatcher:
     def _settle(
         self, group: RequestGroup, member: Route, outcome: ExchangeOutcome, decision: RetryDecision
     ) -> RetryDecision:
-        """Record how rows end; if all first rows met the same fault, stop, or leave this member of a pool out."""
-        reason = self.state.setup_faults.settle_outcome(group, member, outcome)
-        error, pool = outcome.error, group.route.pool
+        """Record how rows end; if all first rows met the same fault, stop, or leave this member of a pool out.
+
+        A row that a member refuses before it has answered any goes to another one, once.
+        """
+        setup_faults, error, pool = self.state.setup_faults, outcome.error, group.route.pool
+        is_moved = (
+            pool is not None
+            and any(other is not member for other in pool.active_members)
+            and not group.is_moved
+            and error is not None
+            and error.error_class == "bad_request"
+            and not setup_faults.is_proven_member(member)
+        )
+        reason = setup_faults.settle_outcome(group, member, outcome)
+        error = outcome.error
         if error is not None and error.error_class == "setup" and pool is not None and pool.exclude(member, error):
-            return decision
+            reason = None
+        if is_moved and reason is None:
+            group.is_moved = True
+            return RETRY_AT_ONCE
         return decision if reason is None else replace(decision, stop_reason=f"setup: {reason}")
 
     def _write(self, write: Coroutine[Any, Any, None] | None) -> None:

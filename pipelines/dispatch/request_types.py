@@ -188,6 +188,8 @@ class RequestGroup(Struct):
     """Whether it is half of a group that did not fit what is left of a budget."""
     failed_member: Route | None = None
     """The member of a pool that failed it last."""
+    is_moved: bool = False
+    """Whether a member refused it that had answered nothing, and another one is asked."""
     has_renewed_key: bool = False
     """Whether it was refused last with a key that has been renewed since: a second refusal counts."""
 

@@ -81,6 +81,10 @@ class SetupFaults:
         """Whether failures of the step's rows are their own."""
         return self._step(route).is_proven
 
+    def is_proven_member(self, member: Route) -> bool:
+        """Whether this provider has answered a row of the step, or refused some for different reasons."""
+        return self._member(member).is_proven
+
     def admit(self, group: RequestGroup) -> bool:
         """Return whether a group may be sent now; if not, it waits until `leave` returns it."""
         step = self._step(group.route)
@@ -249,7 +253,7 @@ class SetupFaults:
 
     def _are_own(self, route: Route, member: Route) -> bool:
         """Whether failures of rows are their own: in a pool, the others' answers prove nothing of this member."""
-        return self.is_proven(route) if route.pool is None else self._member(member).is_proven
+        return self.is_proven(route) if route.pool is None else self.is_proven_member(member)
 
     def _step(self, route: Route) -> _Step:
         found = self._steps.get(route.step)

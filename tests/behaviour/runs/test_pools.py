@@ -181,6 +181,19 @@ def test_the_rows_of_a_shared_request_that_one_member_refuses_go_to_another(
     assert provider.seen
 
 
+@pytest.mark.parametrize("rows", [1, 12, 60])
+def test_a_row_that_a_member_refuses_before_it_has_answered_goes_to_another(
+    rows: int, workspace: Any, provider: Any, spare: Any, cli: Any
+) -> None:
+    write_pool(workspace, provider, spare)
+    workspace.csv(rows)
+    provider.script = lambda path, body, count: refusal(400)
+    report = cli.run(workspace.job(steps=STEPS))
+    assert (report["exit_code"], report["rows_ok"], report["rows_failed"]) == (0, rows, 0)
+    assert len(provider.seen) == report["requests"] - rows
+    assert cli.run(workspace.job(steps=STEPS))["requests"] == 0
+
+
 def test_the_next_run_reuses_answers_of_any_member(workspace: Any, provider: Any, spare: Any, cli: Any) -> None:
     write_pool(workspace, provider, spare)
     workspace.csv(40)
