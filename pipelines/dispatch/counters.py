@@ -108,6 +108,8 @@ class RunCounters(Struct):
     rate_limited: int = 0
     """Exchanges that ended with a 429."""
     in_flight: int = 0
+    answered: int = 0
+    """Of those in flight: their replies are here, and wait for the ledger while their senders go on."""
     input_tokens: int = 0
     output_tokens: int = 0
     cost: int = 0

@@ -366,6 +366,8 @@ class OnlineDispatcher:
         if outcome.error is not None:
             outcome.answers = [outcome.error] * len(group.requests)
         reservation.keep_open()
+        exchange.is_answered = True
+        self._counters.answered += 1
         recording = self._ledger.settle(exchange.settled, day)
         self._recordings.add(recording)
         recording.add_done_callback(partial(self._on_recorded, exchange, outcome, decision))
@@ -500,6 +502,7 @@ class OnlineDispatcher:
         """Give back the place and the permits of an exchange that has ended."""
         used = None if settled is None else settled.usage.tokens
         self._counters.in_flight -= exchange.is_in_flight
+        self._counters.answered -= exchange.is_answered
         for limiter, permit in exchange.permits:
             limiter.release(permit, exchange.tokens, used)
         self.pending.end_abandoned()

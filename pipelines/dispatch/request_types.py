@@ -284,6 +284,8 @@ class Exchange(Struct):
     reservation: Reservation
     permits: list[tuple[ProviderLimiter, int]] = field(default_factory=list)
     is_in_flight: bool = False
+    is_answered: bool = False
+    """Whether its reply is here, and waits for the ledger."""
     settled: SettledExchange | None = None
     """How it ended, once its reply is there."""
 

@@ -173,7 +173,7 @@ def progress_figures(view: RunView, throughput: Throughput) -> dict[str, object]
         "requests": counters.requests,
         "requests_per_second": round(throughput.requests_per_second, 1),
         "retries": counters.retries,
-        "in_flight": counters.in_flight,
+        "in_flight": counters.in_flight - counters.answered,
         "input_tokens": counters.input_tokens,
         "output_tokens": counters.output_tokens,
         "cost_usd": None if counters.unpriced else usd(counters.cost),

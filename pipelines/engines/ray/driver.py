@@ -43,7 +43,7 @@ OBJECT_STORE_BYTES = 256 << 20
 
 TOKEN_COUNTERS = ("input_tokens", "output_tokens")
 RUN_COUNTERS = (
-    "requests", "retries", "rate_limited", "in_flight", "cost", "unpriced", "settled", "settled_failed",
+    "requests", "retries", "rate_limited", "in_flight", "answered", "cost", "unpriced", "settled", "settled_failed",
     "pack_verified", "pack_agreed", *TOKEN_COUNTERS,
 )  # fmt: skip
 STEP_COUNTERS = (
@@ -405,7 +405,7 @@ class WorkerPool:
         spent = entries.cost + entries.unknown
         await actor_result(self._limiter.remove.remote(worker.number, spent))
         written = {name: getattr(entries, name) for name in ("requests", "cost", "unpriced", *TOKEN_COUNTERS)}
-        counters = replace(worker.report.counters, in_flight=0, **written)
+        counters = replace(worker.report.counters, in_flight=0, answered=0, **written)
         report = WorkerReport(counters, spent, timings=worker.report.timings, first_rows=worker.report.first_rows)
         self._final_reports.append(report)
         for assigned in worker.chunks:

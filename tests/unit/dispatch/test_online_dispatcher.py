@@ -64,7 +64,9 @@ async def test_outcomes_on_their_way_into_the_ledger_are_delivered_although_the_
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert len(dispatch.dispatcher._recordings) == 3
+    assert (dispatch.counters.in_flight, dispatch.counters.answered) == (3, 3)
     await dispatch.dispatcher.close(0)
+    assert (dispatch.counters.in_flight, dispatch.counters.answered) == (0, 0)
     assert sorted(submission.outcomes) == [request.fingerprint for request in make_requests(3)]
     assert ledger.query("select count(*) from noted") == [(0,)]
 

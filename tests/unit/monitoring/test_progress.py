@@ -90,6 +90,11 @@ class SimulatedRun:
                 self.tally.steps["after"].record_skipped(self._sizes[chunk] - asked, failed=False)
 
 
+def test_requests_whose_replies_are_here_are_not_shown_as_in_flight() -> None:
+    view = view_of(RunCounters(in_flight=5, answered=2))
+    assert progress_figures(view, ThroughputMeter(lambda: 0.0).measure(view))["in_flight"] == 3
+
+
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.1])
 @pytest.mark.parametrize("latency", [(1.0, 1.0), (0.5, 4.0), (4.0, 0.5)], ids=["equal", "second slow", "first slow"])
 @pytest.mark.parametrize("rate", [1e6, 40.0], ids=["bound by latency", "bound by a rate limit"])
