@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+import orjson
 from aiohttp import web
 
 from connectors.emulator.api import LOCAL_NAME, ApiRequest, ApiRoute, derived_id, json_answer, served_tier
@@ -50,7 +51,7 @@ async def chat(api_request: ApiRequest) -> web.StreamResponse:
     check_chat(body)
     check_model(body, "chat")
     request = answer_request(body)
-    prompt = prompt_tokens(request, body.get("tools") or body.get("functions"))
+    prompt = prompt_tokens(request, body.get("tools") or body.get("functions"), body.get("response_format"))
     count = body.get("n") or 1
     answers = await answer_choices(request, count)
     prompt = answers[0].prompt_tokens or prompt
@@ -119,12 +120,16 @@ def answer_request(body: Mapping[str, Any]) -> AnswerRequest:
     )
 
 
-def prompt_tokens(request: AnswerRequest, tools: Any) -> int:
-    """Tokens of the messages and the tools; ApiError 400 if they and the answer exceed the model's limits."""
+def prompt_tokens(request: AnswerRequest, tools: Any, form: Any) -> int:
+    """Tokens of the messages, the tools and the schema; ApiError 400 if they and the answer exceed the model's limits.
+
+    `form`: the part of the body that has the schema, if there is one.
+    """
     model = request.model
     prompt = chat_tokens(request.messages, model)
-    if tools:
-        prompt += count_tokens(str(tools), model)
+    for part in (tools, None if request.schema is None else form):
+        if part:
+            prompt += count_tokens(orjson.dumps(part).decode(), model)
     if request.max_tokens is not None:
         max_output = max_output_tokens(model)
         if max_output is not None and request.max_tokens > max_output:

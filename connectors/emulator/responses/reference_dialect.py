@@ -187,7 +187,7 @@ async def respond_in_reference_dialect(api_request: ApiRequest) -> web.StreamRes
     _check_tool_results(body)
     form = body.get("response_format") or {"type": "standard"}
     request = _answer_request(body, form)
-    prompt = prompt_tokens(request, body.get("tools"))
+    prompt = prompt_tokens(request, body.get("tools"), form)
     answer, content, facts = await run_in_model_thread(request.model, lambda: _generate_answer(request, form))
     prompt = answer.prompt_tokens or prompt
     api_request.http_request[USED_TOKENS] = prompt + answer.tokens

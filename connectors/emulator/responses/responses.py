@@ -68,7 +68,7 @@ async def respond(api_request: ApiRequest) -> web.StreamResponse:
         chat = _as_chat(body, messages)
         check_json_word(chat)
         request = answer_request(chat)
-        prompt = prompt_tokens(request, body.get("tools"))
+        prompt = prompt_tokens(request, body.get("tools"), body.get("text"))
         (answer,) = await answer_choices(request)
         prompt = answer.prompt_tokens or prompt
     except ApiError as exc:
@@ -293,7 +293,7 @@ async def count_input(api_request: ApiRequest) -> web.StreamResponse:
     messages = messages_of_items(input_items_of(body["input"], b""), {}, api_request.state, 0)
     if body.get("instructions"):
         messages.insert(0, {"role": "system", "content": body["instructions"]})
-    tokens = prompt_tokens(answer_request(_as_chat(body, messages)), body.get("tools"))
+    tokens = prompt_tokens(answer_request(_as_chat(body, messages)), body.get("tools"), body.get("text"))
     return json_answer({"object": "response.input_tokens", "input_tokens": tokens})
 
 
