@@ -33,9 +33,10 @@ def status_command(job: str | None, as_json: bool) -> None:
     from pipelines.reporting.status_format import format_status
     from pipelines.reporting.status_queries import job_statuses
 
-    rows = job_statuses(*workspace_and_name(job))
+    workspace, name = workspace_and_name(job)
+    rows = job_statuses(workspace, name)
     if as_json or not rows:
-        print_rows(rows, as_json, "no run yet")
+        print_rows(rows, as_json, f"no run yet in the workspace {workspace.folder}")
     else:
         print_out(format_status(rows, datetime.now(UTC)))
 
@@ -98,9 +99,10 @@ def usage_command(job: str | None, by: str, as_json: bool) -> None:
     from pipelines.reporting.status_format import format_usage
     from pipelines.reporting.status_queries import usage_totals
 
-    rows = usage_totals(*workspace_and_name(job), by)
+    workspace, name = workspace_and_name(job)
+    rows = usage_totals(workspace, name, by)
     if as_json or not rows:
-        print_rows(rows, as_json, "nothing was sent yet")
+        print_rows(rows, as_json, f"nothing was sent yet in the workspace {workspace.folder}")
     else:
         print_out(format_usage(rows))
 

@@ -283,3 +283,9 @@ def test_a_number_beyond_64_bits_is_an_error_before_anything_is_sent(
     number = str(10**25)
     job = workspace.job(steps="[{name: s, provider: test, model: m, endpoint: %s}]" % (given % number))
     assert where.replace("%s", number) in refused(cli, job)
+
+
+@pytest.mark.parametrize(("command", "found"), [("status", "no run yet"), ("usage", "nothing was sent yet")])
+def test_a_workspace_without_runs_is_named(workspace: Workspace, cli: Cli, command: str, found: str) -> None:
+    assert cli(command, str(workspace.folder)) == 0
+    assert cli.out == f"{found} in the workspace {workspace.folder}\n"
