@@ -134,7 +134,7 @@ class _JobRun:
         usd_per_day = None if shared is None else round(shared.usd_per_day * PICO)
         self._daily_budget = None if usd_per_day is None else DailyBudget(usd_per_day, ready.workspace.zone)
         self._replaced_until = _last_commit(ledger) if ready.selection.is_table_rewritten else 0
-        """Id of the last commit whose rows are not in the tables that are written anew."""
+        """Id of the last commit whose rows are not in the tables that are built from all rows."""
         self._committer = Committer(
             job.name, ready.sink, ready.sink_name, ready.shape, ledger, counters, run.run_id,
             ready.selection.failed_before,
@@ -339,7 +339,7 @@ def _finalize(
 ) -> None:
     """Clear resolved errors and remove deleted rows; only a run that processed every row may do so.
 
-    `replaced_until`: commits up to this id are void once the tables that were written anew are in place.
+    `replaced_until`: commits up to this id are void once the tables built from all rows are in place.
     """
     insert = "insert into commits (job, sink, at, {}) values (?, ?, ?, ?)"
     if resolved is not None and resolved.num_rows:

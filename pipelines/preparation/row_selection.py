@@ -542,7 +542,7 @@ class RowSelection(Struct):
 
     @property
     def is_table_rewritten(self) -> bool:
-        """Whether every row is written anew, whatever the sink has."""
+        """Whether every row is written again, whatever the sink has."""
         return not self._is_sink_loaded
 
     def _keys(self, query: str) -> pa.Table:
