@@ -107,11 +107,11 @@ class ProviderApi:
             items = [item for item in page.get("data") or () if isinstance(item, dict)]
             for item in items:
                 yield item
-            last = items[-1].get("id") if items else None
+            following = {"after": str(items[-1].get("id"))} if items else after
             # A server that ignores `after` would send the same page for ever.
-            if not page.get("has_more") or last is None or after.get("after") == last:
+            if not page.get("has_more") or following == after:
                 return
-            after = {"after": str(last)}
+            after = following
 
 
 def call_provider(name: str, work: Callable[[ProviderApi], Coroutine[Any, Any, T]]) -> T:
@@ -121,6 +121,9 @@ def call_provider(name: str, work: Callable[[ProviderApi], Coroutine[Any, Any, T
             return run_loop(_with_transport(provider, work))
         except RequestRefused as exc:
             message = " ".join(exc.error.message.split())
+            if exc.error.error_class == "malformed_reply":
+                remedy = f"see whether {provider.base_url} is the address of its API"
+                raise JobError(name, message, remedy) from exc
             # A name that the provider does not know is the user's mistake here, not the set-up's.
             is_fatal = exc.error.error_class in FATAL_ERROR_CLASSES - {"setup"}
             raise (Stopped(f"{name}: {message}") if is_fatal else JobError(name, message)) from exc

@@ -87,11 +87,12 @@ def test_pages_are_followed_until_the_last_one() -> None:
     assert [path for _, path, _ in transport.calls] == ["/batches?limit=100", "/batches?limit=100&after=b"]
 
 
-def test_a_server_that_ignores_after_is_not_asked_for_ever() -> None:
-    page = json_reply({"data": [{"id": "a"}], "has_more": True})
+@pytest.mark.parametrize("name", ["a", 1, None])
+def test_a_server_that_ignores_after_is_not_asked_for_ever(name: object) -> None:
+    page = json_reply({"data": [{"id": name}], "has_more": True})
     api, transport = api_of(page, page)
-    assert run_loop(api.list_files("batch")) == [{"id": "a"}, {"id": "a"}]
-    assert [path for _, path, _ in transport.calls] == ["/files?purpose=batch", "/files?purpose=batch&after=a"]
+    assert run_loop(api.list_files("batch")) == [{"id": name}, {"id": name}]
+    assert [path for _, path, _ in transport.calls] == ["/files?purpose=batch", f"/files?purpose=batch&after={name}"]
 
 
 def test_a_batch_is_created_for_the_requests_of_a_file(tmp_path: Path) -> None:
@@ -148,3 +149,14 @@ def test_a_command_ends_with_the_providers_message(
     monkeypatch.setattr(provider_api, "HttpTransport", lambda *_: transport)
     with pytest.raises(error, match=r"^box: not allowed$"):
         call_provider("box", lambda api: api.get_file("f"))
+
+
+def test_a_command_says_what_to_do_about_a_reply_that_is_none_of_the_api(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rowmill.yaml").write_text("providers: {box: {base_url: http://localhost/v1}}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(provider_api, "HttpTransport", lambda *_: FakeTransport(json_reply(["a"])))
+    message = "box: the reply is not a JSON object; see whether http://localhost/v1 is the address of its API"
+    with pytest.raises(JobError, match=f"^{message}$"):
+        call_provider("box", lambda api: api.list_models())
