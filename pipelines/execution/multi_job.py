@@ -11,6 +11,7 @@ from types import FrameType
 import orjson
 
 from pipelines.config.job_graph import GraphJob
+from pipelines.dispatch.dispatch_state import INTERRUPTED
 from pipelines.runtime.child_process import parent_pipe, rowmill_command, rowmill_environment
 from pipelines.runtime.run_report import RunReport
 
@@ -39,7 +40,7 @@ def run_jobs(jobs: Sequence[GraphJob], arguments: Sequence[str], on_end: Callabl
         else:
             with turns:
                 report = (
-                    RunReport(job.name, exit_code=130, stopped="interrupted")
+                    RunReport(job.name, exit_code=130, stopped=INTERRUPTED)
                     if stopping.is_set()
                     else _run_one(job, arguments, running, stdin)
                 )
@@ -72,7 +73,9 @@ def _run_one(job: GraphJob, arguments: Sequence[str], running: "set[subprocess.P
         return RunReport.from_json(orjson.loads(lines[-1]))
     # A child without a report has failed: other jobs must not read its results.
     code = 130 if process.returncode < 0 else 3 if process.returncode in CONTINUING_EXIT_CODES else process.returncode
-    return RunReport(job.name, exit_code=code, stopped="the process ended without a report")
+    # One that is interrupted twice, or before it begins, leaves without a report.
+    reason = INTERRUPTED if process.returncode == 130 else "the process ended without a report"
+    return RunReport(job.name, exit_code=code, stopped=reason)
 
 
 @contextmanager

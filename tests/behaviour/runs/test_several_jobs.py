@@ -16,10 +16,18 @@ from pipelines.execution.multi_job import run_jobs
 from pipelines.runtime.locks import is_running
 from tests.support.forked import COMMAND, Forked
 
+WITHOUT_REPORT = "the process ended without a report"
 
-@pytest.mark.parametrize(("ended", "code"), [(1, 3), (0, 3), (2, 2), (9, 9)])
+
+@pytest.mark.parametrize(
+    ("ended", "code", "stopped"),
+    [
+        (1, 3, WITHOUT_REPORT), (0, 3, WITHOUT_REPORT), (2, 2, WITHOUT_REPORT), (9, 9, WITHOUT_REPORT),
+        (130, 130, "interrupted"),
+    ],
+)  # fmt: skip
 def test_a_job_that_breaks_without_a_word_stops_what_depends_on_it(
-    monkeypatch: pytest.MonkeyPatch, ended: int, code: int
+    monkeypatch: pytest.MonkeyPatch, ended: int, code: int, stopped: str
 ) -> None:
     monkeypatch.setattr(
         "pipelines.execution.multi_job.rowmill_command", lambda: [sys.executable, "-c", f"raise SystemExit({ended})"]
@@ -28,7 +36,7 @@ def test_a_job_that_breaks_without_a_word_stops_what_depends_on_it(
     jobs = [GraphJob(Path("a.yaml"), "a", ()), GraphJob(Path("b.yaml"), "b", ("a",))]
     run_jobs(jobs, [], lambda job, report: result.update({job.name: (report.exit_code, report.stopped)}))
     assert result == {
-        "a": (code, "the process ended without a report"),
+        "a": (code, stopped),
         "b": (3, f"not run: job a, whose results it reads, ended with exit code {code}"),
     }
 
