@@ -183,7 +183,7 @@ _SUGGESTION = re.compile(r"\.? \(?Did you mean (?:one of: )?(.*?)\??\)?$")
 
 def _problem_and_remedy(exc: click.UsageError, where: str) -> str:
     """Return WHAT and WHAT TO DO of a wrong command line."""
-    found, *suggestions = _SUGGESTION.split(exc.format_message().rstrip("."))
+    found, *suggestions = _SUGGESTION.split(" ".join(exc.format_message().split()).rstrip("."))
     remedy = f"did you mean {suggestions[0].replace(chr(39), '')}?" if suggestions else None
     if isinstance(exc, click.MissingParameter) and exc.param is not None:
         from pipelines.config.job_suggestions import missing_argument_remedy

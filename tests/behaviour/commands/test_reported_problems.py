@@ -253,6 +253,11 @@ class TestFlags:
         assert refused(cli, job, "--sink", "") == line
         assert not (workspace.folder / "out").exists()
 
+    def test_a_missing_flag_is_told_in_one_line(self, cli: Cli) -> None:
+        assert cli("schedule", "install") == 2
+        found, remedy = "Missing option '--as'. Choose from: crontab, systemd", "see rowmill schedule install --help"
+        assert cli.err == f"rowmill schedule install: {found}; {remedy}\n"
+
     @pytest.mark.parametrize(
         "command",
         [("run", "--compare"), ("run", "--compare", "--engine", "ray"), ("retry", "--class", "tiemout")],
