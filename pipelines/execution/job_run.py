@@ -41,7 +41,7 @@ from pipelines.execution.run_steering import serve_control, steer_run
 from pipelines.formatting import format_count
 from pipelines.ledger.free_space import DISK_FULL, is_disk_full
 from pipelines.ledger.ledger import Ledger, now_us
-from pipelines.ledger.ledger_file import DAMAGE_REMEDY, lost_file
+from pipelines.ledger.ledger_file import DAMAGE_REMEDY, FOLDER_REMEDY, lost_file
 from pipelines.ledger.projection import encode_table
 from pipelines.limits.limit_leases import share_limits
 from pipelines.monitoring.bottleneck import TimeBreakdown
@@ -419,7 +419,7 @@ def _stop_reason(failure: BaseException) -> str:
     if isinstance(failure, sqlite3.DatabaseError) and not isinstance(failure, sqlite3.OperationalError):
         return f"the ledger cannot be read ({failure}); {DAMAGE_REMEDY}"
     if isinstance(failure, sqlite3.Error):
-        return f"the ledger cannot be written: {failure}"
+        return f"the ledger cannot be written ({failure}); {FOLDER_REMEDY}, then run again"
     if isinstance(failure, RowmillError):
         return str(failure)
     if isinstance(failure, Exception):

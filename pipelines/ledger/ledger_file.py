@@ -83,6 +83,7 @@ transaction: at SQLite's 1,000 pages they are moved more often, and a run writes
 BUSY_SECONDS = 60.0
 """How long another process may lock the file."""
 
+FOLDER_REMEDY = "see whether its folder is there and can be written to"
 DAMAGE_REMEDY = (
     "nothing was changed: copy it and repair the copy with "
     "`(sqlite3 OLD .recover; echo 'delete from answer_index;') | sqlite3 NEW`, "
@@ -201,9 +202,7 @@ def ledger_error(path: Path, exc: sqlite3.Error | OSError) -> RowmillError:
         return JobError(path, f"the ledger cannot be read ({exc})", DAMAGE_REMEDY)
     if "full" in str(exc):
         return Stopped(f"{path}: disk full; make room and run again")
-    return JobError(
-        path, f"the ledger cannot be opened ({exc})", "see whether its folder is there and can be written to"
-    )
+    return JobError(path, f"the ledger cannot be opened ({exc})", FOLDER_REMEDY)
 
 
 @contextlib.contextmanager

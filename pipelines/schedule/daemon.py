@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import orjson
 
+from pipelines.ledger.ledger_file import FOLDER_REMEDY
 from pipelines.monitoring.json_log import LogLevel, log_event
 from pipelines.runtime.child_process import parent_pipe, rowmill_command, rowmill_environment
 from pipelines.schedule.scheduler import (
@@ -157,7 +158,7 @@ class SchedulerDaemon:
         try:
             write()
         except (sqlite3.Error, OSError) as exc:
-            self.log_event("problem", f"the ledger cannot be written: {exc}", None, "error")
+            self.log_event("problem", f"the ledger cannot be written ({exc}); {FOLDER_REMEDY}", None, "error")
 
     def _stop(self, number: int) -> None:
         self._is_stopping = True

@@ -98,6 +98,24 @@ def test_a_commit_without_disk_space_stops_the_run_and_loses_no_answer(
     assert len(read(workspace.folder / "out")) == 3
 
 
+def test_a_ledger_that_cannot_be_written_stops_the_run_with_what_to_do(
+    workspace: Workspace, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+        raise error
+
+    workspace.csv(3)
+    monkeypatch.setattr("pipelines.execution.committer.Committer.commit", fail)
+    report = cli.run(workspace.job())
+    assert (report["exit_code"], report["stopped"]) == (
+        3,
+        "the ledger cannot be written (disk I/O error); see whether its folder is there and can be written to, "
+        "then run again",
+    )
+
+
 def test_a_sink_that_becomes_read_only_stops_the_run_with_its_path_and_the_remedy(
     workspace: Workspace, provider: ScriptedProvider, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
