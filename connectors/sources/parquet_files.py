@@ -74,7 +74,7 @@ class ParquetSource(FilesModel):
                 _check_file(connection, name)
             raise DataError(str(files[0]), first_line(exc), "make the files' columns agree") from exc
         kinds = dict(zip(described.columns, map(str, described.types), strict=True))
-        refusals = {**_refusals(connection, names), **_rounded_columns(connection, names, kinds)}
+        refusals = _refusals(connection, names, kinds)
         columns = {
             name: SourceColumn(identifier(name), kind, refusal=refusals.get(name)) for name, kind in kinds.items()
         }
@@ -86,13 +86,33 @@ class ParquetSource(FilesModel):
         return relation, columns
 
 
-def _refusals(connection: duckdb.DuckDBPyConnection, names: Sequence[str]) -> Mapping[str, tuple[str, str]]:
-    """Return the columns with values that DuckDB would change or cannot read: (what was found, what to do)."""
-    refusals: dict[str, tuple[str, str]] = {}
-    suspicious = f"precision > {MAX_DECIMAL_DIGITS} or type = 'INT96'"
-    schema = f"parquet_schema({literal_list(names)})"
-    found = connection.execute(f"select distinct file_name from {schema} where {suspicious} order by 1").fetchall()
-    for file in (literal(literal_path(file)) for (file,) in found):
+Refusals = dict[str, tuple[str, str]]
+"""Column -> (what was found, what to do)."""
+
+
+def _refusals(connection: duckdb.DuckDBPyConnection, names: Sequence[str], kinds: Mapping[str, str]) -> Refusals:
+    """Return the columns with values that DuckDB would change or cannot read. `kinds`: their types in the relation."""
+    floats = [name for name, kind in kinds.items() if kind in ("FLOAT", "DOUBLE")] if len(names) > 1 else []
+    suspicious = f"coalesce(precision > {MAX_DECIMAL_DIGITS} or type = 'INT96', false)"
+    # In one query: it reads the footer of every file.
+    found = connection.execute(
+        f"select name, duckdb_type, {suspicious} as suspicious, list(file_name order by file_name) "
+        f"from parquet_schema({literal_list(names)}) "
+        f"where suspicious or (list_contains({literal_list(floats)}, name) and num_children is null) "
+        "group by all order by all"
+    ).fetchall()
+    files = sorted({file for _, _, is_suspicious, files in found if is_suspicious for file in files})
+    refusals = _unreadable_columns(connection, files)
+    for name, kind, _, files in found:
+        if name in floats and kind != kinds[name]:
+            refusals |= _rounded_column(connection, name, kind, kinds[name], files)
+    return refusals
+
+
+def _unreadable_columns(connection: duckdb.DuckDBPyConnection, files: Sequence[str]) -> Refusals:
+    """Return the columns of these files with too many digits, or with moments that no timestamp holds."""
+    refusals: Refusals = {}
+    for file in (literal(literal_path(file)) for file in files):
         for column, precision, kind in _leaves(connection, file):
             if (precision or 0) > MAX_DECIMAL_DIGITS:
                 refusals[column] = (
@@ -110,32 +130,21 @@ def _refusals(connection: duckdb.DuckDBPyConnection, names: Sequence[str]) -> Ma
     return refusals
 
 
-def _rounded_columns(
-    connection: duckdb.DuckDBPyConnection, names: Sequence[str], kinds: Mapping[str, str]
-) -> Mapping[str, tuple[str, str]]:
-    """Return the same for columns that are whole numbers or decimals in some files, and FLOAT or DOUBLE in others."""
-    floats = [name for name, kind in kinds.items() if kind in ("FLOAT", "DOUBLE")]
-    if not floats or len(names) == 1:
+def _rounded_column(
+    connection: duckdb.DuckDBPyConnection, name: str, kind: str, wider: str, files: Sequence[str]
+) -> Refusals:
+    """Return a column of whole numbers or decimals in these files, if FLOAT or DOUBLE, as in others, rounds some."""
+    relation = connection.sql(f"from read_parquet({literal_list(map(literal_path, files))}, union_by_name = true)")
+    types = dict(zip(relation.columns, map(str, relation.types), strict=True))
+    # Else it is a part of a struct.
+    if types.get(name) != kind:
         return {}
-    found = connection.execute(
-        f"select name, duckdb_type, list(file_name) from parquet_schema({literal_list(names)}) "
-        f"where name in (select unnest({literal_list(floats)})) and num_children is null group by all order by all"
-    ).fetchall()
-    refusals: dict[str, tuple[str, str]] = {}
-    for name, kind, files in found:
-        if kind == kinds[name]:
-            continue
-        relation = connection.sql(f"from read_parquet({literal_list(map(literal_path, files))}, union_by_name = true)")
-        types = dict(zip(relation.columns, map(str, relation.types), strict=True))
-        # Else it is a part of a struct.
-        if types.get(name) != kind:
-            continue
-        column = identifier(name)
-        rounded = f"try_cast(cast({column} as {kinds[name]}) as {kind})"
-        if relation.filter(f"{rounded} is distinct from {column}").limit(1).fetchall():
-            what = f"{name} is {kind} in {files[0]} and {kinds[name]} in others, which has not all of its digits"
-            refusals[name] = (what, "write the column with one type, or as text")
-    return refusals
+    column = identifier(name)
+    rounded = f"try_cast(cast({column} as {wider}) as {kind})"
+    if not relation.filter(f"{rounded} is distinct from {column}").limit(1).fetchall():
+        return {}
+    what = f"{name} is {kind} in {files[0]} and {wider} in others, which has not all of its digits"
+    return {name: (what, "write the column with one type, or as text")}
 
 
 def _leaves(connection: duckdb.DuckDBPyConnection, file: str) -> Iterator[tuple[str, int | None, str | None]]:
