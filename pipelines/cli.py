@@ -133,48 +133,47 @@ def _reduce_memory() -> None:
 def exit_code_of(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    as_json = wants_json_log(words)
     try:
         code = rowmill.main(args=words, prog_name="rowmill", standalone_mode=False)
-    except click.exceptions.Abort:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         return 130
-    except KeyboardInterrupt:
-        return 130
-    except click.exceptions.NoArgsIsHelpError as exc:
-        # A missing command is a mistake, but its help is what was asked for.
-        click.echo(exc.format_message())
-        return 2
-    except click.UsageError as exc:
-        where = "rowmill" if exc.ctx is None else exc.ctx.command_path
-        message = f"{where}: {_problem_and_remedy(exc, where)}"
-        if where in REPORTING_COMMANDS and "--json" in words:
-            _print_empty_report(message, 2)
-        print_problem(message, as_json)
-        return 2
-    except click.ClickException as exc:
-        exc.show()
-        return 2
-    except RowmillError as exc:
-        if was_interrupted():
-            return 130
-        print_problem(str(exc), as_json)
-        return exc.exit_code
-    except OSError as exc:
-        error = from_os_error(exc)
+    except Exception as exc:  # noqa: BLE001 - printed, with its traceback if it is a defect
+        return 130 if was_interrupted() else _print_error(exc, words)
+    return code if isinstance(code, int) else 0
+
+
+def _print_error(exc: Exception, words: Sequence[str]) -> int:
+    """Print what has ended a command; return its exit code. `words`: of the command line."""
+    as_json = wants_json_log(words)
+    match exc:
+        case click.exceptions.NoArgsIsHelpError():
+            # A missing command is a mistake, but its help is what was asked for.
+            click.echo(exc.format_message())
+            return 2
+        case click.UsageError():
+            where = "rowmill" if exc.ctx is None else exc.ctx.command_path
+            message = f"{where}: {_problem_and_remedy(exc, where)}"
+            if where in REPORTING_COMMANDS and "--json" in words:
+                _print_empty_report(message, 2)
+            print_problem(message, as_json)
+            return 2
+        case click.ClickException():
+            exc.show()
+            return 2
+        case RowmillError():
+            error: RowmillError | None = exc
+        case OSError():
+            error = from_os_error(exc)
+        case _:
+            error = from_duckdb_error(exc)
+    if error is not None:
         print_problem(str(error), as_json)
         return error.exit_code
-    except Exception as exc:  # noqa: BLE001 - printed with its traceback
-        if was_interrupted():
-            return 130
-        if (database_error := from_duckdb_error(exc)) is not None:
-            print_problem(str(database_error), as_json)
-            return database_error.exit_code
-        if " ".join(["rowmill", *words[:1]]) in REPORTING_COMMANDS and "--json" in words:
-            _print_empty_report(DEFECT_MESSAGE, 3)
-        # Not 1, Python's own exit code: it means that some rows failed.
-        print_defect(exc, as_json, None, None)
-        return 3
-    return code if isinstance(code, int) else 0
+    if " ".join(["rowmill", *words[:1]]) in REPORTING_COMMANDS and "--json" in words:
+        _print_empty_report(DEFECT_MESSAGE, 3)
+    # Not 1, Python's own exit code: it means that some rows failed.
+    print_defect(exc, as_json, None, None)
+    return 3
 
 
 _SUGGESTION = re.compile(r"\.? \(?Did you mean (?:one of: )?(.*?)\??\)?$")

@@ -147,7 +147,9 @@ def _reporting_errors(files: Iterable[Path]) -> Iterator[None]:
     try:
         yield
     except RowmillError as exc:
-        for file in () if was_interrupted() else files:
+        if was_interrupted():
+            raise
+        for file in files:
             report = RunReport(read_job_name(file), exit_code=exc.exit_code, stopped=str(exc))
             click.echo(orjson.dumps(report.to_json()))
         raise
