@@ -434,23 +434,22 @@ class OnlineDispatcher:
 
         A row that a member refuses before it has answered any goes to another one, once.
         """
-        setup_faults, error, pool = self.state.setup_faults, outcome.error, group.route.pool
-        is_moved = (
-            pool is not None
-            and any(other is not member for other in pool.active_members)
-            and not group.is_moved
-            and error is not None
-            and error.error_class == "bad_request"
-            and not setup_faults.is_proven_member(member)
-        )
-        reason = setup_faults.settle_outcome(group, member, outcome)
-        error = outcome.error
+        is_moved = self._goes_to_another(group, member, outcome.error)
+        reason = self.state.setup_faults.settle_outcome(group, member, outcome)
+        error, pool = outcome.error, group.route.pool
         if error is not None and error.error_class == "setup" and pool is not None and pool.exclude(member, error):
             reason = None
         if is_moved and reason is None:
             group.is_moved = True
             return RETRY_AT_ONCE
         return decision if reason is None else replace(decision, stop_reason=f"setup: {reason}")
+
+    def _goes_to_another(self, group: RequestGroup, member: Route, error: RowError | None) -> bool:
+        """Whether a refused row may be answered by another member: this one has answered none, and it is the first."""
+        if error is None or error.error_class != "bad_request" or group.is_moved or group.route.pool is None:
+            return False
+        has_others = any(other is not member for other in group.route.pool.active_members)
+        return has_others and not self.state.setup_faults.is_proven_member(member)
 
     def _write(self, write: Coroutine[Any, Any, None] | None) -> None:
         """Write to the ledger what was learned; no sender waits for it."""
