@@ -236,7 +236,7 @@ class AdaptiveRate:
         sent, refused = self._trial
         if sent < MIN_TRIAL_REQUESTS:
             return False
-        share_before = self._before[1] / max(1.0, self._before[0])
+        share_before = self._share_before
         # A standard deviation allows for chance.
         if sent > MAX_TRIAL_REQUESTS or refused + sqrt(refused) + 1 < 0.5 * share_before * sent:
             self._begin_series(self.per_second, self.per_second or 0.0)
@@ -251,9 +251,14 @@ class AdaptiveRate:
 
         0 if refusals become fewer with the rate, or are most of all.
         """
-        (sent, refused), share_before = self._trial, self._before[1] / max(1.0, self._before[0])
+        (sent, refused), share_before = self._trial, self._share_before
         is_most = max(share_before, refused / max(1.0, sent)) > 0.5
         return 0.0 if is_most or refused + 1 < 0.8 * share_before * sent else LOWEST_TRIAL_RATE * self._series_rate
+
+    @property
+    def _share_before(self) -> float:
+        """The share that was refused before the trial."""
+        return self._before[1] / max(1.0, self._before[0])
 
     def _restore(self, now: float) -> None:
         """Return to the rate at which the series began."""

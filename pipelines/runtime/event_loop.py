@@ -7,6 +7,8 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from pipelines.runtime.interrupts import SIGNALS
+
 T = TypeVar("T")
 
 GC_THRESHOLD = (20_000, 20, 50)
@@ -19,7 +21,7 @@ def run_loop(work: Coroutine[Any, Any, T]) -> T:
     if threading.current_thread() is not threading.main_thread():
         return _run(work)
     late_signals: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
 
     async def with_late_signals() -> T:
         try:
